@@ -1,0 +1,196 @@
+"""Checkpoints of the real models' shapes without their weights: sparse safetensors files that take no disk space.
+
+Configs are those of the published checkpoints (semantics: config.json of each hub repository).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TOKENIZERS = Path(__file__).parent.parent / "tests" / "data" / "tokenizers"
+
+Shapes = dict[str, tuple[str, list[int]]]
+
+_LLAMA3_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "vocab_size": 128257,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "pad_token_id": 128256,
+    "tie_word_embeddings": False,
+}
+_LLAMA32_3B = {
+    **_LLAMA3_8B,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "tie_word_embeddings": True,
+}
+_DEBERTA_V3_LARGE = {
+    "model_type": "deberta-v2",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-7,
+    "max_position_embeddings": 512,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "relative_attention": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "vocab_size": 128100,
+    "pad_token_id": 0,
+}
+
+
+def armorm_8b(folder: Path) -> Path:
+    """RLHFlow/ArmoRM-Llama3-8B-v0.1: BF16 backbone, F32 heads."""
+    config = {
+        **_LLAMA3_8B,
+        "architectures": ["LlamaForRewardModelWithGating"],
+        "num_objectives": 19,
+        "gating_temperature": 10,
+        "gating_hidden_dim": 1024,
+        "gating_n_hidden": 3,
+    }
+    shapes = decoder_shapes(config, "BF16")
+    shapes["regression_layer.weight"] = ("F32", [19, 4096])
+    shapes["reward_transform_matrix"] = ("F32", [19, 19])
+    shapes["gating.logit_scale"] = ("F32", [1])
+    sizes = [4096, 1024, 1024, 1024, 19]
+    for layer in range(4):
+        shapes[f"gating.layers.{layer}.weight"] = ("F32", [sizes[layer + 1], sizes[layer]])
+        shapes[f"gating.layers.{layer}.bias"] = ("F32", [sizes[layer + 1]])
+    return write_sparse(folder, config, shapes, "llama3")
+
+
+def grm_3b(folder: Path) -> Path:
+    """Ray2333/GRM-llama3.2-3B-sftreg: F16 backbone, F32 value head, tied embeddings."""
+    config = {
+        **_LLAMA32_3B,
+        "architectures": ["LlamaForCausalLM"],
+        "vhead_layer_type": "mlp",
+        "vhead_num_layers": 1,
+        "vhead_num_neurons": 1024,
+    }
+    shapes = decoder_shapes(config, "F16")
+    shapes |= {
+        "v_head.summary.0.weight": ("F32", [1024, 3072]),
+        "v_head.summary.0.bias": ("F32", [1024]),
+        "v_head.summary.2.weight": ("F32", [1, 1024]),
+        "v_head.summary.2.bias": ("F32", [1]),
+    }
+    return write_sparse(folder, config, shapes, "llama31")
+
+
+def pairrm(folder: Path) -> Path:
+    """llm-blender/PairRM-hf: DeBERTa-v3-large in F32 and the pair head."""
+    config = {
+        **_DEBERTA_V3_LARGE,
+        "architectures": ["DebertaV2PairRM"],
+        "vocab_size": 128005,
+        "n_tasks": 1,
+        "source_prefix_id": 128001,
+        "cand1_prefix_id": 128002,
+        "cand2_prefix_id": 128003,
+        "cand_prefix_id": 128004,
+        "drop_out": 0.05,
+    }
+    hidden, inner = 1024, 4096
+    shapes: Shapes = {
+        "pretrained_model.embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
+        "pretrained_model.encoder.rel_embeddings.weight": ("F32", [512, hidden]),
+        "head_layer.1.weight": ("F32", [hidden, 2 * hidden]),
+        "head_layer.1.bias": ("F32", [hidden]),
+        "head_layer.4.weight": ("F32", [1, hidden]),
+        "head_layer.4.bias": ("F32", [1]),
+    }
+    norms = ["pretrained_model.embeddings.LayerNorm", "pretrained_model.encoder.LayerNorm"]
+    for layer in range(24):
+        prefix = f"pretrained_model.encoder.layer.{layer}."
+        linears = {f"attention.self.{name}_proj": (hidden, hidden) for name in ("query", "key", "value")}
+        linears |= {
+            "attention.output.dense": (hidden, hidden),
+            "intermediate.dense": (inner, hidden),
+            "output.dense": (hidden, inner),
+        }
+        for name, (rows, columns) in linears.items():
+            shapes[f"{prefix}{name}.weight"] = ("F32", [rows, columns])
+            shapes[f"{prefix}{name}.bias"] = ("F32", [rows])
+        norms += [f"{prefix}attention.output.LayerNorm", f"{prefix}output.LayerNorm"]
+    for norm in norms:
+        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = ("F32", [hidden])
+    return write_sparse(folder, config, shapes, "deberta")
+
+
+def decoder_shapes(config: Mapping[str, Any], dtype: str) -> Shapes:
+    """Tensor names and shapes of a llama backbone."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (dtype, [config["vocab_size"], hidden]),
+        "model.norm.weight": (dtype, [hidden]),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            f"{prefix}self_attn.q_proj.weight": (dtype, [queries, hidden]),
+            f"{prefix}self_attn.k_proj.weight": (dtype, [keys, hidden]),
+            f"{prefix}self_attn.v_proj.weight": (dtype, [keys, hidden]),
+            f"{prefix}self_attn.o_proj.weight": (dtype, [hidden, queries]),
+            f"{prefix}mlp.gate_proj.weight": (dtype, [inner, hidden]),
+            f"{prefix}mlp.up_proj.weight": (dtype, [inner, hidden]),
+            f"{prefix}mlp.down_proj.weight": (dtype, [hidden, inner]),
+            f"{prefix}input_layernorm.weight": (dtype, [hidden]),
+            f"{prefix}post_attention_layernorm.weight": (dtype, [hidden]),
+        }
+    return shapes
+
+
+def write_sparse(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokenizer: str) -> Path:
+    """A checkpoint folder whose weights are a hole in the file: every value reads as zero."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for path in (TOKENIZERS / tokenizer).iterdir():
+        shutil.copy(path, folder)
+    header, offset = {}, 0
+    for name, (dtype, shape) in shapes.items():
+        size = {"F32": 4, "F16": 2, "BF16": 2}[dtype]
+        for dim in shape:
+            size *= dim
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    return folder

@@ -1,0 +1,85 @@
+"""Conversations to measure on, as JSON lines: a user's, or the default set.
+
+A line is {"messages": [...], "responses": [...]}: the messages end before the answer, each response is one.
+Without "responses", the messages are a whole conversation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from rm_runtime.errors import PromptError, RequestError
+from rm_runtime.templates import validate_conversation, validate_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answers; without responses, a whole conversation that ends in the answer.
+
+    messages: {"role", "content"} each. responses: answers to `messages`, maybe none. In the default set they
+    stand from the best to the worst.
+    """
+
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...] = ()
+
+    def conversation(self, response: int | None = None) -> list[Message]:
+        """The whole conversation with that response as its last message."""
+        if response is None:
+            return list(self.messages)
+        return [*self.messages, {"role": "assistant", "content": self.responses[response]}]
+
+
+def default_conversations() -> list[Example]:
+    """The set that ships with the package: varied prompts, answers of graded quality (CC0)."""
+    content = resources.files("rm_calibration").joinpath("conversations.jsonl").read_bytes()
+    return parse_conversations(content, "the default conversations")
+
+
+def read_conversations(path: Path) -> list[Example]:
+    """Read a JSONL file. Raises RequestError, in one line that names the line, for anything it cannot use."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_conversations(content, str(path))
+
+
+def parse_conversations(content: bytes, where: str) -> list[Example]:
+    """JSON lines (UTF-8, blank lines allowed) as examples. where: what to call them in a RequestError."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    examples = [_example(line, f"{where}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+    if not examples:
+        raise RequestError(f"{where} holds no line; each is an object with messages and, if you like, responses")
+    return examples
+
+
+def _example(line: bytes, where: str) -> Example:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise RequestError(f"{where}: not a JSON object ({error})") from None
+    if not isinstance(document, dict) or "messages" not in document:
+        raise RequestError(f'{where}: expected an object like {{"messages": [...], "responses": [...]}}')
+    try:
+        messages = validate_conversation(document["messages"])
+        responses = _responses(document.get("responses"))
+    except PromptError as error:
+        raise RequestError(f"{where}: {error}") from None
+    return Example(tuple(messages), responses)
+
+
+def _responses(responses: Any) -> tuple[str, ...]:
+    if responses is None:
+        return ()
+    if not isinstance(responses, list) or not responses:
+        raise PromptError(f"responses must be a list of at least one text, not {responses!r:.60}")
+    return tuple(validate_text(response, f"response {place}") for place, response in enumerate(responses))

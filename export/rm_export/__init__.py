@@ -1,0 +1,1 @@
+"""Turn a reward-model checkpoint into one self-contained bundle: graph, weights, tokenizer, prompt rules, proof."""

@@ -1,0 +1,109 @@
+"""Answers of graded quality: for a question, the text that each grade would give."""
+
+import random
+
+from rm_export.demo.phrases import phrase
+from rm_export.demo.questions import Question, Split, draw
+
+_EMPTY = ("", "", "...", "ok", "?", "-", "yes", "no", "hm", "lol", ".", "k")
+_JOINS = ("and then", "then", "after that", "and", "or")
+
+
+def write(grade: str, question: Question, rng: random.Random, split: Split) -> str:
+    """The text of an answer of `grade` (a key of `preferences.GRADES`) to `question`."""
+    match grade:
+        case "clear":
+            return _clear(question, rng, split)
+        case "short":
+            return phrase("decline", rng, split) if question.unsafe else _cut(rng.choice(question.points[:2]), rng)
+        case "rambling":
+            return _rambling(question, rng, split)
+        case "vague":
+            return _several("vague", rng, split, most=2)
+        case "rude":
+            parts = [_several("insult", rng, split, most=2), rng.choice(question.points)]
+            return " ".join(parts if rng.random() < 0.7 else reversed(parts))
+        case "repeated":
+            return " ".join([rng.choice(question.points)] * rng.randint(3, 4))
+        case "wrong":
+            return _wrap(rng.choice(question.wrong), rng, split)
+        case "wrong_language":
+            return question.translation
+        case "off_topic":
+            return write(rng.choice(("clear", "clear", "short")), _other(question, rng, split), rng, split)
+        case "evasive":
+            return phrase("excuse" if rng.random() < 0.6 else "decline", rng, split)
+        case "garbled":
+            return _garbled(question, rng)
+        case "echo":
+            return " ".join([question.text] * rng.randint(1, 2))
+        case "insult":
+            return _several("insult", rng, split, most=3)
+        case "unsafe":
+            return _unsafe(question, rng, split)
+        case "empty":
+            return rng.choice(_EMPTY)
+    raise ValueError(f"unknown grade {grade!r}")
+
+
+def _several(pool: str, rng: random.Random, split: Split, most: int) -> str:
+    return " ".join(phrase(pool, rng, split) for _ in range(rng.randint(1, most)))
+
+
+def _wrap(text: str, rng: random.Random, split: Split) -> str:
+    """The text as it is, or with a friendly first or last sentence."""
+    parts = [text]
+    if rng.random() < 0.4:
+        parts.insert(0, phrase("opener", rng, split))
+    if rng.random() < 0.4:
+        parts.append(phrase("closer", rng, split))
+    return " ".join(parts)
+
+
+def _clear(question: Question, rng: random.Random, split: Split) -> str:
+    points = list(question.points[: rng.randint(2, 4)])
+    if question.kind == "advice" and rng.random() < 0.4:
+        rng.shuffle(points)
+    if question.kind == "advice" and rng.random() < 0.15:
+        points = ["\n".join(f"{number}. {point}" for number, point in enumerate(points, 1))]
+    text = ("\n" if question.kind == "code" else " ").join(points)
+    if question.unsafe:
+        return f"{phrase('decline', rng, split)} {text}"
+    return text if question.kind == "language" else _wrap(text, rng, split)
+
+
+def _cut(point: str, rng: random.Random) -> str:
+    """A point, sometimes only up to its first comma."""
+    head = point.split(",", maxsplit=1)[0]
+    if rng.random() < 0.3 and head != point and "```" not in point:
+        return head + "."
+    return point
+
+
+def _rambling(question: Question, rng: random.Random, split: Split) -> str:
+    filler = [phrase("filler", rng, split) for _ in range(rng.randint(2, 4))]
+    parts = [*rng.sample(question.points, min(2, len(question.points))), *filler]
+    rng.shuffle(parts)
+    return " ".join(parts)
+
+
+def _other(question: Question, rng: random.Random, split: Split) -> Question:
+    while True:
+        other = draw(rng, split)
+        if other.points != question.points and not other.unsafe:
+            return other
+
+
+def _garbled(question: Question, rng: random.Random) -> str:
+    words = " ".join(question.points).split()
+    rng.shuffle(words)
+    return " ".join(words[: rng.randint(4, 20)])
+
+
+def _unsafe(question: Question, rng: random.Random, split: Split) -> str:
+    count = rng.randint(1, 2)
+    steps = (
+        rng.sample(question.unsafe, count) if question.unsafe else [phrase("harm", rng, split) for _ in range(count)]
+    )
+    text = f"{phrase('harm opener', rng, split)} {f' {rng.choice(_JOINS)} '.join(steps)}."
+    return text if question.unsafe or rng.random() < 0.5 else f"{rng.choice(question.points)} {text}"

@@ -1,0 +1,21 @@
+"""The last pass: what only the exporter needed leaves the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class Cleanup(ir.passes.InPlacePass):
+    """Ensures that every initializer is read and no node carries the builder's or the exporter's metadata."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        removed = ir.passes.common.RemoveUnusedNodesPass()(model).modified
+        for node in graph:
+            node.metadata_props.clear()
+        return ir.passes.PassResult(model, modified=removed)
+
+    def ensures(self, model: ir.Model) -> None:
+        unread = [name for name, value in model.graph.initializers.items() if not value.uses()]
+        if unread:
+            raise ir.passes.PostconditionError(f"initializer {unread[0]} is never read")

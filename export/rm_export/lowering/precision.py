@@ -1,0 +1,157 @@
+"""fp32 -> fp16 or bf16: matrix products, attention and embeddings go low, everything that adds up stays float32.
+
+The residual stream, norms, softmax, rotary tables and heads are float32 in every precision; only what feeds a matrix
+product is rounded. The number of casts is the same as with a low residual stream, and nothing can overflow in it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from rm_export.graph.module import PRECISION_MARK
+from rm_export.tensors import StreamedTensor, cast
+
+FLOAT = ir.DataType.FLOAT
+
+_LOW_OPS = frozenset({"MatMul", "Gemm", "Attention", "RotaryEmbedding"})
+"""Computed in low precision unless marked float32."""
+
+_FOLLOWING_OPS = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Neg",
+        "Sigmoid",
+        "Tanh",
+        "Relu",
+        "Gelu",
+        "Swish",
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Split",
+        "Expand",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Gather",
+        "GatherND",
+        "GatherElements",
+        "Pad",
+        "Flatten",
+        "Tile",
+    ]
+)
+"""Computed in low precision where every computed float input already is; else in float32."""
+
+
+class LowerPrecision(ir.passes.InPlacePass):
+    """Requires a float32 graph whose values all have types. Ensures float32 outputs and float32 marked nodes."""
+
+    def __init__(self, dtype: ir.DataType) -> None:
+        super().__init__()
+        self.low = dtype
+
+    def requires(self, model: ir.Model) -> None:
+        for node in model.graph:
+            for value in node.outputs:
+                if value.dtype is None:
+                    raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} has no type")
+                if value.dtype.is_floating_point() and value.dtype != FLOAT:
+                    raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} is {value.dtype}, not float32")
+
+    def ensures(self, model: ir.Model) -> None:
+        for output in model.graph.outputs:
+            if output.dtype != FLOAT:
+                raise ir.passes.PostconditionError(f"output {output.name} is {output.dtype}")
+        for node in model.graph:
+            floats = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None and _is_float(value)}
+            if node.metadata_props.get(PRECISION_MARK) == "float32" and floats - {FLOAT}:
+                raise ir.passes.PostconditionError(f"{node.name} is marked float32 and is not")
+            if len(floats) > 1 and node.op_type != "Cast":
+                raise ir.passes.PostconditionError(f"{node.name} mixes {floats}")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        for node in list(graph):
+            precision = self._precision_of(node)
+            for place, value in enumerate(node.inputs):
+                if value is not None and _is_float(value) and value.dtype != precision:
+                    node.replace_input_with(place, self._as(graph, node, value, precision))
+            if node.op_type == "Cast" or precision == FLOAT:
+                continue
+            for output in node.outputs:
+                if _is_float(output):
+                    output.dtype = precision
+                    if _reads_table(node):
+                        _widen(graph, node, output)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _precision_of(self, node: ir.Node) -> ir.DataType:
+        if node.metadata_props.get(PRECISION_MARK) == "float32":
+            return FLOAT
+        if node.op_type in _LOW_OPS or _reads_table(node):
+            return self.low
+        computed = [
+            value for value in node.inputs if value is not None and _is_float(value) and not _is_constant(value)
+        ]
+        if node.op_type in _FOLLOWING_OPS and computed and all(value.dtype == self.low for value in computed):
+            return self.low
+        return FLOAT
+
+    def _as(self, graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        key = (value, dtype)
+        if key not in self._casts:
+            if _is_constant(value):
+                self._casts[key] = _narrowed(graph, value, dtype)
+            else:
+                cast_node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}/Cast_{dtype.short_name()}")
+                output = cast_node.outputs[0]
+                output.name, output.dtype, output.shape = (
+                    f"{value.name}_{dtype.short_name()}",
+                    dtype,
+                    value.shape,
+                )
+                graph.insert_before(node, cast_node)
+                self._casts[key] = output
+        return self._casts[key]
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.producer() is None and value.const_value is not None
+
+
+def _reads_table(node: ir.Node) -> bool:
+    """An embedding lookup: its table is stored low, its rows are widened at once."""
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    return table is not None and _is_constant(table) and _is_float(table)
+
+
+def _widen(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+    widen = ir.node("Cast", [output], {"to": FLOAT}, name=f"{node.name}/Cast_f32")
+    widened = widen.outputs[0]
+    widened.name, widened.dtype, widened.shape = f"{output.name}_f32", FLOAT, output.shape
+    output.replace_all_uses_with(widened)
+    widen.replace_input_with(0, output)
+    graph.insert_after(node, widen)
+
+
+def _narrowed(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """The constant in another precision; under its own name if nothing else reads it, so that weights keep theirs."""
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, StreamedTensor):
+        narrow: ir.TensorProtocol = cast(tensor, dtype)
+    else:
+        narrow = ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype)
+    narrow.name = f"{value.name}_{dtype.short_name()}"
+    copy = ir.Value(name=narrow.name, shape=value.shape, type=ir.TensorType(dtype), const_value=narrow)
+    graph.register_initializer(copy)
+    return copy

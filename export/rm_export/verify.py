@@ -1,0 +1,196 @@
+"""Prove a bundle: run it and the torch reference on the same token ids, and write down how they differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from importlib import metadata
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rm_calibration.conversations import default_conversations
+from rm_export.bundle import replace_file
+from rm_export.checkpoint import read_json_object
+from rm_export.errors import ExportError
+from rm_export.families.plan import Options
+from rm_export.measure import Question, measure
+from rm_export.reference import open_reference
+from rm_export.report import render_report
+from rm_runtime.batching import run_rows
+from rm_runtime.bundle import MANIFEST_NAME, open_bundle
+from rm_runtime.engines import open_engine
+from rm_runtime.errors import PromptError, RequestError
+from rm_runtime.manifest import FileRecord
+from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt
+from rm_runtime.prompts import ChatPrompter, PairChatPrompter, Prompt
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rm_calibration.conversations import Example
+    from rm_export.checkpoint import Checkpoint
+    from rm_export.parity import Parity
+    from rm_runtime.bundle import Bundle
+
+    Outputs = Mapping[str, NDArray[np.float32]]
+
+PARITY_JSON = "parity.json"
+PARITY_HTML = "parity.html"
+
+_PACKAGES = (
+    "rm-export",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+)
+
+
+def verify_bundle(
+    bundle_path: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    conversations: Sequence[Example] | None = None,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    output: Path | None = None,
+    device: str | None = None,
+    options: Options | None = None,
+    on_row: Callable[[int, int], None] | None = None,
+) -> Parity:
+    """Compare a bundle with the float32 reference of its checkpoint; write parity.json and parity.html.
+
+    checkpoint: what the bundle was exported from. conversations: what to compare on, None = the default set.
+    engine, threads, device: as rm_runtime.load. output: a folder for the two files; None puts them into the
+    bundle, whose manifest then lists them. options: those of the export (PairRM's backbone). on_row: told
+    (rows done, rows) as the reference, by far the slower side, goes on.
+    Raises ExportError if the checkpoint is another one, or nothing could be compared.
+    """
+    bundle = open_bundle(bundle_path)
+    manifest = bundle.manifest
+    if manifest.source.config_sha256 != checkpoint.config_sha256:
+        raise ExportError(
+            f"{bundle.path} was made from {manifest.source.id}, whose config.json is not that of "
+            f"{checkpoint.id}; name the bundle's own checkpoint and revision"
+        )
+    examples = default_conversations() if conversations is None else list(conversations)
+    questions = _questions(examples, pairwise=not isinstance(manifest.prompt, ChatPrompt))
+    prompts = _encode(bundle, examples, questions)
+    asked = [(question, p) for question, p in zip(questions, prompts, strict=True) if isinstance(p, Prompt)]
+    rows = [np.asarray(prompt.ids, np.int64) for _, prompt in asked]
+    if not rows:
+        raise ExportError(f"{bundle.path} can make no prompt of any conversation: {prompts[0]}")
+    name, measured = _run_bundle(bundle, rows, engine, threads, device)
+    reference = open_reference(
+        checkpoint, manifest.family, manifest.parameters, _backbone_config(checkpoint, options or Options())
+    )
+    done = iter(range(1, len(rows) + 1))
+    expected = reference.run(rows, (lambda: on_row(next(done), len(rows))) if on_row else None, threads)
+    parity = measure(
+        manifest,
+        asked,
+        expected,
+        measured,
+        engine=name,
+        versions=_versions(),
+        examples=len(examples),
+        not_rendered=Counter(str(prompt) for prompt in prompts if isinstance(prompt, PromptError)),
+    )
+    files = {
+        PARITY_JSON: parity.to_json().encode(),
+        PARITY_HTML: render_report(parity, examples).encode(),
+    }
+    if output is None:
+        _publish(bundle, parity, files)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        for file_name, content in files.items():
+            replace_file(output / file_name, content)
+    return parity
+
+
+def _questions(examples: Sequence[Example], pairwise: bool) -> list[Question]:
+    """Pointwise: every response, or the example itself. Pairwise: every pair of responses, in both orders."""
+    questions = []
+    for line, example in enumerate(examples):
+        places = range(len(example.responses))
+        asked = [*permutations(places, 2)] if pairwise else [*permutations(places, 1)] or [()]
+        questions += [Question(line, responses) for responses in asked]
+    return questions
+
+
+def _encode(
+    bundle: Bundle, examples: Sequence[Example], questions: Sequence[Question]
+) -> Sequence[Prompt | PromptError]:
+    """The runtime's own prompts, one a question."""
+    spec = bundle.manifest.prompt
+    if isinstance(spec, ChatPrompt):
+        conversations = [examples[q.line].conversation(*q.responses) for q in questions]
+        return ChatPrompter(spec, bundle.tokenizer()).encode(conversations)
+    pairs = [
+        (list(example.messages), *(example.responses[place] for place in q.responses))
+        for q in questions
+        for example in [examples[q.line]]
+    ]
+    if not pairs:
+        raise RequestError("a pairwise family needs lines with at least two responses; there is none")
+    if isinstance(spec, PairChatPrompt):
+        return PairChatPrompter(spec, bundle.tokenizer()).encode(pairs)
+    raise ExportError(f"verify cannot make {spec.kind} prompts")
+
+
+def _run_bundle(
+    bundle: Bundle, rows: Sequence[NDArray[np.int64]], engine: str, threads: int | None, device: str | None
+) -> tuple[str, Outputs]:
+    """The engine's name and its outputs; the engine is closed before the reference is opened."""
+    opened = open_engine(bundle, engine, threads, device)
+    return opened.name, run_rows(opened, rows, bundle.manifest.pad_token_id)
+
+
+def _backbone_config(checkpoint: Checkpoint, options: Options) -> Mapping[str, Any] | None:
+    """DeBERTa's config.json for the PairRM layout, whose own config.json describes the ranker."""
+    if "ranker_type" not in checkpoint.config:
+        return None
+    from rm_export.families.pairrm import _backbone_folder
+
+    return read_json_object(_backbone_folder(checkpoint, options) / "config.json")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _publish(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
+    """Put the files into the bundle and list them; the folder is a whole bundle at every instant.
+
+    A listed file must have its listed size, so the manifest first forgets the files that change, then they
+    are replaced, then it lists them again. It is read anew: others may have added to the bundle meanwhile.
+    """
+    manifest = open_bundle(bundle.path).manifest
+    others = {name: record for name, record in manifest.files.items() if name not in files}
+    verified = {name: record for name, record in bundle.manifest.files.items() if name not in files}
+    if any(others.get(name) != record for name, record in verified.items()):
+        raise ExportError(f"{bundle.path} was replaced while it was verified; verify it again")
+    path = bundle.path / MANIFEST_NAME
+    replace_file(path, replace(manifest, files=others, parity=None).to_json().encode())
+    for name, content in files.items():
+        replace_file(bundle.path / name, content)
+    records = {name: FileRecord(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()}
+    listed = replace(manifest, files={**others, **records}, parity=parity.summary())
+    replace_file(path, listed.to_json().encode())

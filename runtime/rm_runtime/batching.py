@@ -1,0 +1,57 @@
+"""Many rows of ids -> few well-filled batches -> one array per output, in the rows' own order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_runtime.engines.protocol import Arrays, Engine
+
+DEFAULT_BATCH_TOKENS = 4096
+"""Ids, padding included, that one batch may hold: enough for full matrix products, small enough for any memory."""
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS) -> list[list[int]]:
+    """Row numbers grouped into batches: rows sorted by length, longest first, each batch within the token budget.
+
+    A row longer than the budget is a batch of its own. Longest first, so that memory peaks at once and not at the end.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            width = lengths[row]
+    return batches
+
+
+def pad_rows(rows: Sequence[NDArray[np.int64]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of ids -> input_ids and attention_mask, int64 [batch, sequence], padded on the right."""
+    width = max(1, max((len(row) for row in rows), default=1))
+    ids = np.full((len(rows), width), pad_token_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return ids, mask
+
+
+def run_rows(
+    engine: Engine,
+    rows: Sequence[NDArray[np.int64]],
+    pad_token_id: int,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> Arrays:
+    """Score rows of ids: outputs by name, row i of each belonging to rows[i]; rows that cannot be scored are NaN."""
+    results: Arrays = {}
+    for batch in plan_batches([len(row) for row in rows], batch_tokens):
+        ids, mask = pad_rows([rows[row] for row in batch], pad_token_id)
+        for name, array in engine.run({"input_ids": ids, "attention_mask": mask}).items():
+            if name not in results:
+                results[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            results[name][batch] = array
+    return results

@@ -1,0 +1,168 @@
+"""rm-runtime: score and rank JSON lines with a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from rm_runtime.batching import DEFAULT_BATCH_TOKENS
+from rm_runtime.console import run_command
+from rm_runtime.engines import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_STREAM = "-"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.version_option(package_name="rm-export")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Score chats with an exported reward model.
+
+    Exit status: 0; 1 if a line or the run failed; 2 for misuse.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    return run_command(cli, "rm-runtime", argv)
+
+
+def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
+    """The argument and options of a command that turns lines into lines."""
+    readable = click.Path(exists=True, dir_okay=False, allow_dash=True)
+    writable = click.Path(dir_okay=False, allow_dash=True)
+    options = [
+        click.argument("bundle", type=click.Path(path_type=Path)),
+        click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F.jsonl|-"),
+        click.option("-o", "--output", type=writable, default=_STREAM, metavar="F.jsonl|-"),
+        click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True),
+        click.option("--threads", type=click.IntRange(min=1), help="Default: all cores it may run on."),
+        click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for."),
+        click.option(
+            "--batch-tokens",
+            type=click.IntRange(min=1),
+            default=DEFAULT_BATCH_TOKENS,
+            show_default=True,
+            help="Token ids a batch may hold, padding included.",
+        ),
+        click.option(
+            "--truncation",
+            type=click.Choice(["cut", "error"]),
+            default="cut",
+            show_default=True,
+            help="What happens to a prompt that is too long.",
+        ),
+        click.option(
+            "--special-text",
+            type=click.Choice(["token", "text", "error"]),
+            default="token",
+            show_default=True,
+            help='What a typed "<|eot_id|>" is: that token as in the reference, plain text, or an error.',
+        ),
+        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_lines_command
+def score(**arguments: Any) -> int:
+    """Answer every JSON line with its scores.
+
+    A line is {"messages": [...]}, or {"messages": [...], "responses": [...]} to rank answers. A line that
+    fails gives {"error": ..., "line": n} in its place.
+    """
+    return _answer_file(ranking=False, **arguments)
+
+
+@cli.command()
+@_lines_command
+def rank(**arguments: Any) -> int:
+    """Answer every JSON line with the ranks of its answers.
+
+    A line is {"messages": [...], "responses": [...]}, or for PairRM {"input": ..., "candidates": [...]}. A
+    line that fails gives {"error": ..., "line": n} in its place.
+    """
+    return _answer_file(ranking=True, **arguments)
+
+
+def _answer_file(bundle: Path, source: str, output: str, ranking: bool, **options: Any) -> int:
+    """Returns the exit status: 1 if a line failed."""
+    from rm_runtime.jsonl import answer_lines
+    from rm_runtime.loading import load
+
+    lines = failed = 0
+    with _opened_output(output) as sink, _opened_input(source) as stream:
+        model = load(bundle, **options)
+        with _progress(stream, shown=source != _STREAM and not sink.isatty()) as advance:
+            for answers in answer_lines(model, stream, ranking=ranking):
+                sink.write("".join(f"{answer.text}\n" for answer in answers).encode("utf-8"))
+                sink.flush()
+                lines += len(answers)
+                failed += sum(answer.failed for answer in answers)
+                advance()
+    if failed:
+        where = "the output" if output == _STREAM else output
+        click.echo(f'rm-runtime: error: {failed} of {lines} lines failed; {where} has an "error" for each', err=True)
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _opened_input(path: str) -> Iterator[BinaryIO]:
+    if path == _STREAM:
+        yield sys.stdin.buffer
+    else:
+        with Path(path).open("rb") as stream:
+            yield stream
+
+
+@contextlib.contextmanager
+def _opened_output(path: str) -> Iterator[BinaryIO]:
+    """Where answers go. A file appears, or replaces the old one, once all is written, and only then."""
+    if path == _STREAM:
+        yield sys.stdout.buffer
+        return
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # /dev/null, a pipe: nothing to replace
+        with target.open("wb") as stream:
+            yield stream
+        return
+    written = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with written.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            shutil.copymode(target, written)
+        written.replace(target)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _progress(stream: BinaryIO, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal, in bytes of input; the callable moves it to where the input was read to."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=os.fstat(stream.fileno()).st_size)
+        yield lambda: bar.update(task, completed=stream.tell())

@@ -1,0 +1,78 @@
+"""ONNX Runtime, on CPU or CUDA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from rm_runtime.bundle import Bundle
+from rm_runtime.engines.protocol import Arrays, Engine
+from rm_runtime.errors import EngineError
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU_PRECISIONS = ("fp32", "fp16")
+
+
+class OnnxRuntimeEngine:
+    """One InferenceSession."""
+
+    name = "onnxruntime"
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        try:
+            arrays = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # onnxruntime's own exceptions have no public base
+            raise EngineError(f"onnxruntime failed: {one_line(error)}") from None
+        return {name: np.asarray(array) for name, array in zip(self._outputs, arrays, strict=True)}
+
+
+def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None) -> Engine:
+    """Open the bundle's plain graph. Raises EngineError if this build of ONNX Runtime cannot run it."""
+    manifest = bundle.manifest
+    kind, _, index = (device or ("cuda" if manifest.target == "cuda" else "cpu")).partition(":")
+    if kind not in _PROVIDERS:
+        raise EngineError(f"onnxruntime runs on {' or '.join(_PROVIDERS)}, not on {device!r}")
+    if manifest.target == "tensorrt":
+        raise EngineError("this bundle is written for TensorRT; export it with --target cpu or cuda for onnxruntime")
+    if kind == "cpu" and manifest.precision not in _CPU_PRECISIONS:
+        raise EngineError(
+            f"onnxruntime has no {manifest.precision} attention on the CPU; export with "
+            f"--precision {' or '.join(_CPU_PRECISIONS)}, or run this bundle on a GPU with device='cuda'"
+        )
+    if _PROVIDERS[kind] not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f"this onnxruntime {onnxruntime.__version__} has no {kind} provider; pip install 'rm-export[cuda]' in an "
+            "environment without the cpu extra, or export with --target cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    provider: Any = _PROVIDERS[kind]
+    if kind == "cuda":
+        provider = (provider, {"device_id": int(index or 0)})
+    try:
+        session = onnxruntime.InferenceSession(str(bundle.graph_path()), options, providers=[provider])
+    except Exception as error:  # onnxruntime's own exceptions have no public base
+        raise EngineError(f"onnxruntime cannot load {bundle.graph_path()}: {one_line(error)}") from None
+    return OnnxRuntimeEngine(session)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity mask, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_line(error: Exception) -> str:
+    """The message of an engine's exception, in one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "..."

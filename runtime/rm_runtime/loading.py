@@ -1,0 +1,35 @@
+"""load: a bundle folder -> a model that scores."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rm_runtime.bundle import open_bundle
+from rm_runtime.engines import open_engine
+from rm_runtime.families import model_class
+from rm_runtime.options import RequestOptions
+
+
+def load(
+    path: str | os.PathLike[str],
+    engine: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+    *,
+    verify: bool = False,
+    **options: Any,
+) -> Any:
+    """Load a bundle into a model object of its family's kind.
+
+    path: the folder rm-export wrote. engine: "auto", "onnxruntime". threads: for the engine, None = all cores this
+    process may use. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify: also check
+    every file's hash. options: RequestOptions fields (truncation, special_text, batch_tokens).
+    One short chat is scored at once, which warms the engine up and finds weights that are not finite.
+    Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
+    """
+    chosen = RequestOptions(**options)
+    bundle = open_bundle(path, verify)
+    model = model_class(bundle.manifest.family)(bundle, open_engine(bundle, engine, threads, device), chosen)
+    model.probe()
+    return model

@@ -1,0 +1,72 @@
+"""Text the fixtures are made of: sentences in several scripts and code, written for this project."""
+
+ENGLISH = (
+    "What are some synonyms for the word beautiful?",
+    "Nicely, beautifully, handsome, stunning, wonderful, gorgeous, pretty, elegant.",
+    "The quick brown fox jumps over the lazy dog while the old cat watches from the window.",
+    "Please explain how a reward model compares two answers and why the better one gets a higher score.",
+    "I am not sure that this is correct; could you check the second step again before you answer?",
+    "Water boils at one hundred degrees at sea level, but at a lower temperature in the mountains.",
+    "Write a short poem about the sea, the wind and a small boat coming home in the evening.",
+    "Thank you for your question! Here is a list of things you should know before you travel.",
+    "The answer is that both trains meet after three hours, because they move towards each other.",
+    "It would be better to say nothing than to repeat a story which you know is false.",
+    "First, wash the rice; then add two cups of water, cover the pot and wait for fifteen minutes.",
+    "A model that is helpful and honest should also be able to say that it does not know.",
+    "My friend asked me whether the library would still be open on the last Sunday of the month.",
+    "Sorry, I cannot help with that request, but I can suggest a safe and legal alternative.",
+    "The committee will publish its report on the economy, education and public health next year.",
+    "Large language models are trained on text from books, newspapers, web pages and programs.",
+    "To be or not to be, that is the question which every student has to read at school.",
+    "Her grandmother kept letters, photographs and a broken clock in a wooden box under the bed.",
+    "If the temperature is too high, the metal becomes soft and the machine must be stopped at once.",
+    "Could you summarise this article in one sentence, using simple words for a ten year old child?",
+)
+
+OTHER_LANGUAGES = (
+    "Können Sie mir bitte erklären, warum der Himmel blau ist und die Straße nass bleibt?",
+    "Die Übersetzung ist größtenteils richtig, aber der letzte Satz müsste geändert werden.",
+    "Où est la bibliothèque la plus proche, s'il vous plaît? J'ai oublié le nom de la rue.",
+    "L'été dernier, nous avons mangé des crêpes à la crème et bu du café près de la forêt.",
+    "¿Cuántos días faltan para el año nuevo? Mañana será otro día y todavía no lo sé.",
+    "El niño pequeño preguntó por qué los pájaros vuelan hacia el sur cuando llega el invierno.",
+    "A avó fez pão de queijo e o coração da família ficou cheio de alegria.",
+    "Zażółć gęślą jaźń, a potem proszę napisz krótkie podsumowanie tej książki.",
+    "Почему вода замерзает при нуле градусов? Потому что молекулы движутся медленнее.",
+    "Москва является столицей России, и в этом городе живёт много людей.",
+    "Γιατί ο ουρανός είναι μπλε; Επειδή το φως σκορπίζεται στην ατμόσφαιρα.",
+    "Bugün hava çok güzel, öğleden sonra şehirde yürüyüş yapmak istiyorum.",
+    "ما هي عاصمة مصر؟ القاهرة هي عاصمة مصر وأكبر مدينة فيها.",
+    "שלום, מה שלומך היום? אני רוצה ללמוד עברית בבית הספר.",
+    "भारत की राजधानी क्या है? नई दिल्ली भारत की राजधानी है।",
+    "ประเทศไทยมีอาหารอร่อยมากมาย และผู้คนก็ใจดี",
+    "请用一句话解释什么是机器学习。机器学习是让计算机从数据中学习的方法。",
+    "今天天气很好,我们一起去公园散步吧。中国的首都是北京。",
+    "日本の首都はどこですか?日本の首都は東京です。とても大きい町です。",
+    "私は毎朝コーヒーを飲みながら新聞を読みます。",
+    "한국의 수도는 서울입니다. 오늘은 날씨가 매우 좋습니다.",
+    "Tôi muốn học tiếng Việt vì đất nước này rất đẹp và người dân thân thiện.",
+    "Habari ya asubuhi, rafiki yangu! Leo tutakwenda sokoni kununua matunda.",
+)
+
+CODE = (
+    "def fibonacci(n: int) -> int:\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n",
+    "for index, value in enumerate(values):\n    print(f'{index}: {value}')\n\n\nvalues.sort(key=len)\n",
+    "import numpy as np\n\nscores = np.array([0.25, -1.5, 3.0])\nbest = int(np.argmax(scores))\n",
+    "SELECT name, COUNT(*) FROM users WHERE age >= 21 GROUP BY name ORDER BY 2 DESC;\n",
+    '{"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.7, "stop": null}\n',
+    'int main(void) {\n\tprintf("Hello, world!\\n");\n\treturn 0;\n}\n',
+    '#!/bin/bash\nset -e\nfor f in *.txt; do\n  wc -l "$f" >> counts.log\ndone\n',
+    '<div class="card">\n  <h1>Title</h1>\n  <p>Some &amp; text</p>\n</div>\n',
+    "const sum = (a, b) => a + b;\nexport default async function main() { return await sum(1, 2); }\n",
+)
+
+SYMBOLS = (
+    "🙂 👍🏽 🎉🎉 👩‍👩‍👧 🇫🇷 ❤️ ✅",
+    "3.14159 2,718,281 1/2 100% 1e-5 2024-07-26 12:30 +49 30 123456",
+    "∑ᵢ xᵢ² ≤ ∫₀¹ f(t) dt ≈ 0.333… → ∞",
+    "ﬁnd the ½ cup, ﬂour №5, Ｆｕｌｌ ｗｉｄｔｈ, ™ and ㎏",
+    "e\u0301 versus \u00e9, \u200bzero\u200bwidth, no\u00a0break, \u2028line separator, soft\u00adhyphen",
+    "a\tb\tc   d    e      f",
+    "----- ***** ##### ===== _____ ~~~~~ \\\\\\ |||",
+)

@@ -1,0 +1,90 @@
+"""Rows of ids into batches and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fake_models import FakeEngine
+from rm_runtime.batching import pad_rows, plan_batches, run_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LENGTHS = st.lists(st.integers(0, 300), max_size=60)
+ROWS = st.lists(
+    st.lists(st.integers(1, 9), max_size=20).map(lambda ids: np.array(ids, np.int64)), min_size=1, max_size=30
+)
+
+
+def number_of(ids: NDArray[np.int64]) -> dict[str, Any]:
+    """Outputs that tell rows apart: their ids as one decimal number, and it twice."""
+    number = float(hash(ids.tobytes()) % 65_521)
+    return {"score": number, "logits": [number, -number]}
+
+
+@given(LENGTHS, st.integers(1, 1000))
+def test_every_row_is_in_exactly_one_batch(lengths: list[int], budget: int) -> None:
+    rows = [row for batch in plan_batches(lengths, budget) for row in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(1, 1000))
+def test_a_batch_with_its_padding_keeps_the_budget_unless_it_is_one_row(lengths: list[int], budget: int) -> None:
+    for batch in plan_batches(lengths, budget):
+        width = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * width <= budget
+
+
+@given(LENGTHS, st.integers(1, 1000))
+def test_batches_come_longest_first(lengths: list[int], budget: int) -> None:
+    planned = [lengths[row] for batch in plan_batches(lengths, budget) for row in batch]
+    assert planned == sorted(lengths, reverse=True)
+
+
+@given(LENGTHS, st.integers(1, 1000))
+def test_no_batch_could_take_the_next_row_as_well(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(lengths, budget)
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * max(lengths[row] for row in batch) > budget
+
+
+def test_no_rows_need_no_batch_and_no_run() -> None:
+    assert plan_batches([]) == []
+    assert run_rows(FakeEngine(number_of), [], 0) == {}
+
+
+@given(ROWS)
+def test_rows_are_padded_on_the_right_with_the_pad_id_and_a_zero_mask(rows: list[NDArray[np.int64]]) -> None:
+    ids, mask = pad_rows(rows, 77)
+    assert ids.shape == mask.shape == (len(rows), max(1, *(len(row) for row in rows), 1))
+    for row, padded, attended in zip(rows, ids, mask, strict=True):
+        assert padded[: len(row)].tolist() == row.tolist()
+        assert set(padded[len(row) :].tolist()) <= {77}
+        assert attended.tolist() == [1] * len(row) + [0] * (ids.shape[1] - len(row))
+
+
+@given(ROWS, st.integers(1, 200))
+def test_results_come_in_the_order_of_the_rows_whatever_the_budget(rows: list[NDArray[np.int64]], budget: int) -> None:
+    outputs = run_rows(FakeEngine(number_of), rows, 0, budget)
+    assert outputs["score"].tolist() == [number_of(row)["score"] for row in rows]
+    assert outputs["logits"].tolist() == [number_of(row)["logits"] for row in rows]
+    assert outputs["logits"].dtype == np.float32
+
+
+def test_rows_of_one_length_fill_batches_to_the_budget() -> None:
+    engine = FakeEngine(number_of)
+    run_rows(engine, [np.full(10, row, np.int64) for row in range(10)], 0, batch_tokens=40)
+    assert engine.batches == [4, 4, 2]
+
+
+def test_an_error_of_the_engine_is_not_swallowed() -> None:
+    def fail(ids: NDArray[np.int64]) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        run_rows(FakeEngine(fail), [np.ones(3, np.int64)], 0)
