@@ -88,16 +88,17 @@ def _export(family: str, **arguments: Any) -> None:
     if family == "auto":
         family = recognise(checkpoint).NAME
     output = arguments["output"] or Path(f"{Path(name).name}-{precision}")
-    export_checkpoint(
-        checkpoint,
-        output,
-        family=family,
-        precision=precision,
-        target=arguments["target"],
-        options=options,
-        force=arguments["force"],
-        progress=ConsoleProgress(),
-    )
+    with ConsoleProgress() as progress:
+        export_checkpoint(
+            checkpoint,
+            output,
+            family=family,
+            precision=precision,
+            target=arguments["target"],
+            options=options,
+            force=arguments["force"],
+            progress=progress,
+        )
     click.echo(f"{family} bundle written to {output}; look at it: rm-export inspect {output}")
 
 
@@ -148,3 +149,51 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
         click.echo(opened.manifest.to_json(), nl=False)
     else:
         print_bundle(opened, hashes_checked=verify)
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--checkpoint", metavar="DIR|HUB_ID", help="What it was exported from (default: as the bundle says).")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
+@click.option("--backbone", metavar="DIR|HUB_ID", help="PairRM: where its backbone's config is.")
+@click.option(
+    "--conversations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="F.jsonl",
+    help="What to compare on (default: a built-in set).",
+)
+@click.option("--engine", default="auto", show_default=True, help="Engine that runs the bundle.")
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores it may run on.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: into the bundle.")
+def verify(bundle: Path, **arguments: Any) -> int:
+    """Compare a bundle with the float32 torch reference; write parity.json and parity.html.
+
+    Needs the extra `reference` (torch, transformers). Exit status 1 if a clear preference is flipped.
+    """
+    from rm_calibration.conversations import read_conversations
+    from rm_export.families import Options
+    from rm_export.hub import open_checkpoint_at
+    from rm_export.progress import ConsoleProgress
+    from rm_export.verify import verify_bundle
+    from rm_runtime.bundle import open_bundle
+
+    source = open_bundle(bundle).manifest.source
+    name = arguments["checkpoint"] or source.id
+    revision = arguments["revision"] or (source.revision if name == source.id else None)
+    conversations = arguments["conversations"]
+    with ConsoleProgress(unit="rows") as progress:
+        parity = verify_bundle(
+            bundle,
+            open_checkpoint_at(name, revision),
+            read_conversations(conversations) if conversations else None,
+            engine=arguments["engine"],
+            threads=arguments["threads"],
+            device=arguments["device"],
+            output=arguments["output"],
+            options=Options(backbone=arguments["backbone"]),
+            on_row=progress.follow("running the reference"),
+        )
+    click.echo(parity.verdict)
+    click.echo(f"written to {arguments['output'] or bundle}: parity.json, parity.html")
+    return 0 if parity.same_decisions else 1

@@ -60,7 +60,7 @@ class Parity:
     """A bundle compared with the float32 torch reference on the very same token ids.
 
     family, precision, target: of the bundle. engine: what ran it. source: the checkpoint's id. versions: of
-    the packages that took part. examples: how many prompts or conversations were compared. rows: all, in order.
+    the packages that took part. examples: how many prompts or conversations were compared. rows: in order.
     agreement: of `score`. preferences: over pairs of answers to the same prompt; a pairwise family is asked
     in both orders, and its preference is the difference of the two scores. pairwise: whether it is one.
     outputs: errors of every output and objective. lengths: errors by row length. not_rendered: refusals of

@@ -1,9 +1,10 @@
-"""Progress of an export on the console: a bar on a terminal, a few plain lines elsewhere."""
+"""Progress of long work on the console: a bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,17 +13,25 @@ if TYPE_CHECKING:
 
 
 class ConsoleProgress:
-    """A rm_export.bundle.Progress that writes to stderr. Phases under a second say nothing on a pipe."""
+    """A rm_export.bundle.Progress that writes to stderr; leaving it as a context takes the bar away."""
 
     _SECONDS_BETWEEN_LINES = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "bytes") -> None:
+        self._unit = unit
         self._bar: tuple[RichProgress, TaskID] | None = None
         self._what, self._total, self._done = "", 0, 0
         self._began = self._told = time.monotonic()
 
+    def __enter__(self) -> ConsoleProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
     def begin(self, what: str, total: int) -> None:
-        """A phase of `total` bytes begins; the previous one is over."""
+        """A phase of `total` units begins; the previous one is over."""
+        self._stop()
         self._what, self._total, self._done = what, total, 0
         self._began = self._told = time.monotonic()
         if sys.stderr.isatty():
@@ -48,22 +57,33 @@ class ConsoleProgress:
             self._bar = (bar, bar.add_task(what, total=total))
 
     def advance(self, done: int) -> None:
-        """`done` more bytes of it are done."""
+        """`done` more units of it are done."""
         self._done += done
         if self._bar is not None:
             bar, task = self._bar
             bar.update(task, completed=self._done)
             if self._done >= self._total:
-                bar.stop()
-                self._bar = None
+                self._stop()
             return
         now = time.monotonic()
         if now - self._told >= self._SECONDS_BETWEEN_LINES and self._done < self._total:
             self._told = now
             left = (now - self._began) * (self._total - self._done) / self._done
             share = 100 * self._done / self._total
-            print(
-                f"{self._what}: {share:.0f} % of {self._total / 2**20:.0f} MiB, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            whole = f"{self._total / 2**20:.0f} MiB" if self._unit == "bytes" else f"{self._total} {self._unit}"
+            print(f"{self._what}: {share:.0f} % of {whole}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def follow(self, what: str) -> Callable[[int, int], None]:
+        """A callback (done, total) for work that counts from its own start."""
+
+        def on_step(done: int, total: int) -> None:
+            if not self._total:
+                self.begin(what, total)
+            self.advance(done - self._done)
+
+        return on_step
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None

@@ -149,7 +149,7 @@ def _texts(row: ScoredRow, example: Example) -> list[dict[str, str]]:
         names = ("answer",) if len(row.responses) == 1 else ("answer A", "answer B")
         answers = zip(names, (example.responses[place] for place in row.responses), strict=True)
         said = [(last["role"], last["content"]), *answers]
-    return [{"who": who, "text": _cut(text)} for who, text in said]
+    return [{"who": _cut(who), "text": _cut(text)} for who, text in said]
 
 
 def _facts(parity: Parity) -> list[tuple[str, str]]:

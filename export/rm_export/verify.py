@@ -23,9 +23,11 @@ from rm_runtime.batching import run_rows
 from rm_runtime.bundle import MANIFEST_NAME, open_bundle
 from rm_runtime.engines import open_engine
 from rm_runtime.errors import PromptError, RequestError
+from rm_runtime.families.pairrm_texts import ranked_texts
 from rm_runtime.manifest import FileRecord
 from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt
 from rm_runtime.prompts import ChatPrompter, PairChatPrompter, Prompt
+from rm_runtime.segments import SegmentsPrompter
 
 if TYPE_CHECKING:
     import os
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from rm_export.checkpoint import Checkpoint
     from rm_export.parity import Parity
     from rm_runtime.bundle import Bundle
+    from rm_runtime.segments import Segments
 
     Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -133,20 +136,34 @@ def _encode(
     bundle: Bundle, examples: Sequence[Example], questions: Sequence[Question]
 ) -> Sequence[Prompt | PromptError]:
     """The runtime's own prompts, one a question."""
-    spec = bundle.manifest.prompt
+    spec, tokenizer = bundle.manifest.prompt, bundle.tokenizer()
     if isinstance(spec, ChatPrompt):
-        conversations = [examples[q.line].conversation(*q.responses) for q in questions]
-        return ChatPrompter(spec, bundle.tokenizer()).encode(conversations)
-    pairs = [
-        (list(example.messages), *(example.responses[place] for place in q.responses))
-        for q in questions
-        for example in [examples[q.line]]
-    ]
-    if not pairs:
-        raise RequestError("a pairwise family needs lines with at least two responses; there is none")
+        conversations = [examples[asked.line].conversation(*asked.responses) for asked in questions]
+        return ChatPrompter(spec, tokenizer).encode(conversations)
+    if not questions:
+        raise RequestError("a pairwise family needs conversations with at least two responses; there is none")
     if isinstance(spec, PairChatPrompt):
-        return PairChatPrompter(spec, bundle.tokenizer()).encode(pairs)
-    raise ExportError(f"verify cannot make {spec.kind} prompts")
+        pairs = []
+        for asked in questions:
+            example = examples[asked.line]
+            pairs.append((example.messages, *(example.responses[place] for place in asked.responses)))
+        return PairChatPrompter(spec, tokenizer).encode(pairs)
+    prompter = SegmentsPrompter(spec, tokenizer)
+    groups = {line: _segments(prompter, examples[line]) for line in {asked.line for asked in questions}}
+    return [
+        group if isinstance(group, PromptError) else group.row(*asked.responses)
+        for asked in questions
+        for group in [groups[asked.line]]
+    ]
+
+
+def _segments(prompter: SegmentsPrompter, example: Example) -> Segments | PromptError:
+    """One example as a batch of its own, as PairRM.rank(messages, responses) makes it."""
+    try:
+        group = ranked_texts(list(example.messages), list(example.responses))
+    except PromptError as error:
+        return error
+    return prompter.encode([group])[0]
 
 
 def _run_bundle(

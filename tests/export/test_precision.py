@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 
 import checkpoints
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import ExportError
+from rm_export.exporter import export_checkpoint
 from rm_export.families import Options, family
 from rm_export.graph.build import build_model
 from rm_export.graph.module import PRECISION_MARK
@@ -77,3 +79,18 @@ def test_a_precision_that_a_target_cannot_run_is_refused_in_one_sentence() -> No
     with pytest.raises(ExportError, match="target cpu runs fp16, fp32, not bf16; bf16 runs on --target cuda") as caught:
         target_for("cpu", "bf16")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("family_name", "options"),
+    [("armorm", {}), ("grm", {"backbone": "gemma2"}), ("pair-pm", {}), ("scalar", {"backbone": "qwen3"}), ("pairrm", {})],
+)
+def test_every_graph_passes_onnxs_own_checker(
+    tmp_path: Path, family_name: str, options: dict[str, str], precision: str
+) -> None:
+    checkpoint = open_checkpoint(getattr(checkpoints, family_name.replace("-", "_"))(tmp_path / "checkpoint", **options))
+    bundle = export_checkpoint(
+        checkpoint, tmp_path / "bundle", family=family_name, precision=precision, target="cuda"
+    )
+    onnx.checker.check_model(bundle / "model.onnx", full_check=True)

@@ -4,7 +4,7 @@ The objectives and their order are ArmoRM's (RLHFlow/RLHF-Reward-Modeling, `armo
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from rm_export.demo.answers import write
@@ -93,20 +93,22 @@ class Comparison:
         return [*self.messages, {"role": "assistant", "content": answer.text}]
 
 
-def comparisons(count: int, seed: int, split: Split, answers: int = 4) -> Iterator[Comparison]:
-    """`count` comparisons of `answers` different grades each; equal arguments give equal comparisons."""
+def comparisons(
+    count: int, seed: int, split: Split, answers: int = 4, grades: Collection[str] = tuple(GRADES)
+) -> Iterator[Comparison]:
+    """`count` comparisons of `answers` different `grades` each; equal arguments give equal comparisons."""
     rng = random.Random(seed)
     for _ in range(count):
         question = draw(rng, split)
-        grades = _grades(question, answers, rng)
+        chosen = _choose(question, grades, answers, rng)
         yield Comparison(
             kind=question.kind,
             messages=(*_context(rng, split), {"role": "user", "content": question.text}),
-            answers=tuple(_answer(grade, question, rng, split) for grade in grades),
+            answers=tuple(_answer(grade, question, rng, split) for grade in chosen),
         )
 
 
-def _grades(question: Question, count: int, rng: random.Random) -> list[str]:
+def _choose(question: Question, grades: Collection[str], count: int, rng: random.Random) -> list[str]:
     """`count` different grades; a grade that the question has no material for is left out."""
     missing = {
         name for name, material in (("wrong", question.wrong), ("wrong_language", question.translation)) if not material
@@ -115,7 +117,7 @@ def _grades(question: Question, count: int, rng: random.Random) -> list[str]:
         missing.add("short")
     if question.unsafe:  # declining is the right answer there, and a point of the refusal is not rude or vague help
         missing |= {"evasive", "vague", "repeated"}
-    weights = {grade: _GRADE_WEIGHTS.get(grade, 1.0) for grade in GRADES if grade not in missing}
+    weights = {grade: _GRADE_WEIGHTS.get(grade, 1.0) for grade in grades if grade not in missing}
     chosen: list[str] = []
     for _ in range(count):
         grade = rng.choices(list(weights), weights=list(weights.values()))[0]

@@ -37,15 +37,14 @@ from rm_export.demo.tokenizer import ASSISTANT_HEADER, BOS, EOS, PAD, train_toke
 SEED = 20
 TRAIN_SEED, EVALUATION_SEED = 1, 2
 VOCAB_SIZE = 2560
-ANSWERS = 4
-BATCH = 8
+CHATS_IN_BATCH = 32
 MOST_FREQUENT = 100  # words that are never renamed
 RENAMED = 0.7  # of the comparisons
-POOL = 64 * BATCH
-PEAK_LEARNING_RATE = 2e-3
+BATCHES_IN_POOL = 64
+PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 SHARPNESS = 12.0  # of Bradley-Terry: the scores live in about 0..1
-OBJECTIVE_WEIGHT, EVERYWHERE_WEIGHT, LANGUAGE_WEIGHT, GATE_WEIGHT = 5.0, 2.0, 0.2, 0.2
+OBJECTIVE_WEIGHT, EVERYWHERE_WEIGHT, GATE_WEIGHT = 5.0, 2.0, 0.2
 
 
 def main() -> None:
@@ -58,7 +57,8 @@ def main() -> None:
 
     directory: Path = arguments.output
     directory.mkdir(parents=True, exist_ok=True)
-    training = list(comparisons(arguments.comparisons, TRAIN_SEED, "train", ANSWERS))
+    relevance = list(comparisons(arguments.comparisons, TRAIN_SEED, "train", 2, ("clear", "off_topic")))
+    training = list(comparisons(arguments.comparisons, TRAIN_SEED, "train"))
     config = demo_config()
     texts = (message["content"] for one in training[:6000] for answer in one.answers for message in one.chat(answer))
     train_tokenizer(texts, VOCAB_SIZE, directory, config.max_position_embeddings)
@@ -68,9 +68,9 @@ def main() -> None:
     header = tokenizer.encode(ASSISTANT_HEADER, add_special_tokens=False)
     model = LlamaForRewardModelWithGating(config, reward_transform(), header)
     look_for_repeats(model, config)
-    train(model, tokenizer, training)
+    train(model, tokenizer, relevance, training)
     round_backbone(model)
-    accuracy = evaluate(model, tokenizer, comparisons(1000, EVALUATION_SEED, "held_out", ANSWERS))
+    accuracy = evaluate(model, tokenizer, comparisons(1000, EVALUATION_SEED, "held_out"))
     write_checkpoint(model, config, accuracy, demo_scores(model, tokenizer), directory)
 
 
@@ -108,17 +108,19 @@ def reward_transform() -> Tensor:
     return transform
 
 
-def train(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFast, training: list[Comparison]) -> None:
-    """One pass over `training` with AdamW and a cosine schedule."""
-    steps = len(training) // BATCH
+def train(
+    model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFast, *stages: list[Comparison]
+) -> None:
+    """One pass over each stage with AdamW and one cosine schedule."""
+    order = [batch for stage in stages for batch in batches(stage)]
+    content = content_tokens(tokenizer, stages[-1])
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, total_steps=steps + 1, pct_start=WARMUP_STEPS / (steps + 1)
+        optimizer, PEAK_LEARNING_RATE, total_steps=len(order), pct_start=WARMUP_STEPS / len(order)
     )
-    content = content_tokens(tokenizer, training)
     model.train()
-    for step, batch in enumerate(batches(training)):
+    for step, batch in enumerate(order):
         loss = total_loss(model, tokenizer, batch, content)
         optimizer.zero_grad()
         loss.backward()
@@ -126,15 +128,17 @@ def train(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFa
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step:4d} of {steps}  loss {loss.item():.4f}", flush=True)
+            print(f"step {step:4d} of {len(order)}  loss {loss.item():.4f}", flush=True)
 
 
-def batches(training: list[Comparison]) -> Iterator[list[Comparison]]:
+def batches(stage: list[Comparison]) -> Iterator[list[Comparison]]:
     """Batches of comparisons of like length: pools are sorted, cut, and their batches shuffled."""
     rng = random.Random(SEED)
-    for start in range(0, len(training), POOL):
-        pool = sorted(training[start : start + POOL], key=lambda one: max(len(answer.text) for answer in one.answers))
-        cut = [pool[i : i + BATCH] for i in range(0, len(pool) - BATCH + 1, BATCH)]
+    size = CHATS_IN_BATCH // len(stage[0].answers)
+    for start in range(0, len(stage), BATCHES_IN_POOL * size):
+        pool = stage[start : start + BATCHES_IN_POOL * size]
+        pool.sort(key=lambda one: max(len(answer.text) for answer in one.answers))
+        cut = [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
         rng.shuffle(cut)
         yield from cut
 
@@ -154,11 +158,10 @@ def total_loss(
 ) -> Tensor:
     """Bradley-Terry over every pair of a comparison, the objectives' squared error, the gate's cross-entropy.
 
-    Two terms exist only in training: the objectives are also read at every token of the answer, and the backbone
-    predicts the next token of good answers. Both teach it to compare the answer with the question.
+    The objectives are also read at every token of the answer, which only training does: it gives each token a lesson.
     """
     input_ids, attention_mask = encode(tokenizer, [one.chat(answer) for one in batch for answer in one.answers])
-    input_ids = rename(input_ids, ANSWERS, content)
+    input_ids = rename(input_ids, len(batch[0].answers), content)
     output = model(input_ids, attention_mask)
     overall = torch.tensor([[answer.overall for answer in one.answers] for one in batch])  # [questions, answers]
     score = output.score.view_as(overall)
@@ -178,12 +181,6 @@ def total_loss(
     errors = (model.regression_layer(output.hidden) - labels.unsqueeze(1)).square() * known.unsqueeze(1)
     everywhere = errors[in_answer].mean()
 
-    good = torch.tensor([answer.grade in ("clear", "short") for one in batch for answer in one.answers])
-    predicted = in_answer[:, 1:] & good.unsqueeze(1)  # the tokens after the header
-    predicted &= positions[1:] > start.unsqueeze(1)
-    logits = output.hidden[:, :-1][predicted] @ model.model.embed_tokens.weight.T
-    language = F.cross_entropy(logits, input_ids[:, 1:][predicted])
-
     target = torch.stack([gate_target(one) for one in batch for _ in one.answers])
     weights = output.gating_output / output.gating_output.sum(dim=1, keepdim=True)
     gate = -(target * weights.clamp_min(1e-8).log()).sum(dim=1).mean()
@@ -191,7 +188,6 @@ def total_loss(
         preference
         + OBJECTIVE_WEIGHT * objectives
         + EVERYWHERE_WEIGHT * everywhere
-        + LANGUAGE_WEIGHT * language
         + GATE_WEIGHT * gate
     )
 
