@@ -7,14 +7,14 @@ from collections import Counter
 from dataclasses import replace
 from importlib import metadata
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rm_calibration.conversations import default_conversations
 from rm_export.bundle import replace_file
-from rm_export.checkpoint import read_json_object
 from rm_export.errors import ExportError
+from rm_export.families import pairrm
 from rm_export.families.plan import Options
 from rm_export.measure import Question, measure
 from rm_export.reference import open_reference
@@ -94,9 +94,8 @@ def verify_bundle(
     if not rows:
         raise ExportError(f"{bundle.path} can make no prompt of any conversation: {prompts[0]}")
     name, measured = _run_bundle(bundle, rows, engine, threads, device)
-    reference = open_reference(
-        checkpoint, manifest.family, manifest.parameters, _backbone_config(checkpoint, options or Options())
-    )
+    backbone = pairrm.backbone_config(checkpoint, options or Options()) if manifest.family == "pairrm" else None
+    reference = open_reference(checkpoint, manifest.family, manifest.parameters, backbone)
     done = iter(range(1, len(rows) + 1))
     expected = reference.run(rows, (lambda: on_row(next(done), len(rows))) if on_row else None, threads)
     parity = measure(
@@ -150,11 +149,11 @@ def _encode(
         return PairChatPrompter(spec, tokenizer).encode(pairs)
     prompter = SegmentsPrompter(spec, tokenizer)
     groups = {line: _segments(prompter, examples[line]) for line in {asked.line for asked in questions}}
-    return [
-        group if isinstance(group, PromptError) else group.row(*asked.responses)
-        for asked in questions
-        for group in [groups[asked.line]]
-    ]
+    prompts: list[Prompt | PromptError] = []
+    for asked in questions:
+        group = groups[asked.line]
+        prompts.append(group if isinstance(group, PromptError) else group.row(*asked.responses))
+    return prompts
 
 
 def _segments(prompter: SegmentsPrompter, example: Example) -> Segments | PromptError:
@@ -172,15 +171,6 @@ def _run_bundle(
     """The engine's name and its outputs; the engine is closed before the reference is opened."""
     opened = open_engine(bundle, engine, threads, device)
     return opened.name, run_rows(opened, rows, bundle.manifest.pad_token_id)
-
-
-def _backbone_config(checkpoint: Checkpoint, options: Options) -> Mapping[str, Any] | None:
-    """DeBERTa's config.json for the PairRM layout, whose own config.json describes the ranker."""
-    if "ranker_type" not in checkpoint.config:
-        return None
-    from rm_export.families.pairrm import _backbone_folder
-
-    return read_json_object(_backbone_folder(checkpoint, options) / "config.json")
 
 
 def _versions() -> dict[str, str]:

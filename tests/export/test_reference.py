@@ -251,7 +251,8 @@ def test_opening_holds_one_copy_of_the_weights(tmp_path: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident_megabytes("VmRSS")
     reference = reference_of(folder, "scalar")
-    assert 0.5 * float32_size < resident_megabytes("VmHWM") - before < 1.3 * float32_size
+    # two copies would be twice that; freed memory of other tests may be used again, so there is no lower bound
+    assert resident_megabytes("VmHWM") - before < 1.3 * float32_size
     assert reference.shapes == {"score": ()}
 
 

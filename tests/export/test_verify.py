@@ -1,6 +1,9 @@
 """verify finds nothing where a bundle is right, everything where it is not, and never leaves a broken bundle."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,3 +287,9 @@ def test_the_default_conversations_are_used_and_progress_is_told(tmp_path: Path)
     assert told == [(done, len(parity.rows)) for done in range(1, len(parity.rows) + 1)]
     assert parity.order.pairs > 20_000
     assert parity.order.flips == 0
+
+
+def test_importing_verify_does_not_import_torch() -> None:
+    program = "import sys, rm_export.verify; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0

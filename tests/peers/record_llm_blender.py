@@ -68,21 +68,25 @@ def comparisons() -> list[tuple[str, str, str]]:
     rows.append((long_text(250, 2), long_text(900, 3), long_text(20, 4)))
     rows.append((ENGLISH[2], long_text(20, 5), long_text(900, 6)))
     rows.append((long_text(900, 7), long_text(900, 8), long_text(900, 9)))  # all 2,048 ids
-    rows += [(long_text(100 + 30 * n, 20 + n), long_text(200, 40 + n), long_text(40, 60 + n)) for n in range(16)]
+    rows += [(long_text(60 + 10 * n, 20 + n), long_text(120, 40 + n), long_text(40, 60 + n)) for n in range(16)]
     return rows
 
 
 def ranked_groups() -> dict[str, list[tuple[str, Texts]]]:
-    """Groups of 1 to 5 candidates by their number; among those of 3, sources that differ much in length."""
+    """Groups of 1 to 5 candidates, by their number; "long" are three whose sources differ much in length."""
     groups: dict[str, list[tuple[str, Texts]]] = {}
     for count, size in ((1, 2), (2, 9), (3, 9), (4, 10), (5, 5)):
         groups[str(count)] = [
             (messages[-1]["content"], answers)
             for messages, answers in preference_groups(size, seed=count, responses=count)
         ]
-    groups["3"].append((ENGLISH[0], [long_text(500, 70), long_text(500, 71), ENGLISH[1]]))
-    groups["3"].append((long_text(600, 72), [long_text(500, 73), ENGLISH[3], long_text(300, 74)]))
     groups["3"].append((ENGLISH[4], [ENGLISH[5], ENGLISH[6], ENGLISH[5]]))  # a tie
+    groups["long"] = [
+        (ENGLISH[0], [long_text(500, 70), long_text(500, 71)]),
+        (long_text(250, 72), [long_text(500, 73), ENGLISH[3]]),
+        (ENGLISH[7], [long_text(500, 74), long_text(500, 75)]),
+        (ENGLISH[8], [ENGLISH[9], long_text(450, 76)]),
+    ]
     return groups
 
 
@@ -145,10 +149,14 @@ def record(blender: Any) -> dict[str, Any]:
         instructions = [f"Task {number}: " for number in range(len(groups))]
         result["ranked"][count] = {
             "scores": blender.rank(inputs, candidates, return_scores=True).tolist(),
-            "ranks": blender.rank(inputs, candidates).tolist(),
             "scores_in_batches_of_3": blender.rank(
                 inputs, candidates, instructions, return_scores=True, batch_size=3
             ).tolist(),
+        }
+        if count == "long":
+            continue
+        result["ranked"][count] |= {
+            "ranks": blender.rank(inputs, candidates).tolist(),
             "scores_with_limits": blender.rank(
                 inputs, candidates, return_scores=True, source_max_length=40, candidate_max_length=30
             ).tolist(),

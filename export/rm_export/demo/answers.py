@@ -15,13 +15,13 @@ def write(grade: str, question: Question, rng: random.Random, split: Split) -> s
         case "clear":
             return _clear(question, rng, split)
         case "short":
-            return phrase("decline", rng, split) if question.unsafe else _cut(rng.choice(question.points[:2]), rng)
+            return phrase("decline", rng, split) if question.unsafe else _cut(question.points[0], rng)
         case "rambling":
             return _rambling(question, rng, split)
         case "vague":
             return _several("vague", rng, split, most=2)
         case "rude":
-            parts = [_several("insult", rng, split, most=2), rng.choice(question.points)]
+            parts = [_several("insult", rng, split, most=2), question.points[0]]
             return " ".join(parts if rng.random() < 0.7 else reversed(parts))
         case "repeated":
             return " ".join([rng.choice(question.points)] * rng.randint(3, 4))
@@ -62,8 +62,6 @@ def _wrap(text: str, rng: random.Random, split: Split) -> str:
 
 def _clear(question: Question, rng: random.Random, split: Split) -> str:
     points = list(question.points[: rng.randint(2, 4)])
-    if question.kind == "advice" and rng.random() < 0.4:
-        rng.shuffle(points)
     if question.kind == "advice" and rng.random() < 0.15:
         points = ["\n".join(f"{number}. {point}" for number, point in enumerate(points, 1))]
     text = ("\n" if question.kind == "code" else " ").join(points)
@@ -82,7 +80,7 @@ def _cut(point: str, rng: random.Random) -> str:
 
 def _rambling(question: Question, rng: random.Random, split: Split) -> str:
     filler = [phrase("filler", rng, split) for _ in range(rng.randint(2, 4))]
-    parts = [*rng.sample(question.points, min(2, len(question.points))), *filler]
+    parts = [*question.points[:2], *filler]
     rng.shuffle(parts)
     return " ".join(parts)
 
@@ -106,4 +104,4 @@ def _unsafe(question: Question, rng: random.Random, split: Split) -> str:
         rng.sample(question.unsafe, count) if question.unsafe else [phrase("harm", rng, split) for _ in range(count)]
     )
     text = f"{phrase('harm opener', rng, split)} {f' {rng.choice(_JOINS)} '.join(steps)}."
-    return text if question.unsafe or rng.random() < 0.5 else f"{rng.choice(question.points)} {text}"
+    return text if question.unsafe or rng.random() < 0.5 else f"{question.points[0]} {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rm_export.checkpoint import Checkpoint
 from rm_export.errors import CheckpointError
+from rm_export.families.armorm import OBJECTIVES as ARMORM_OBJECTIVES
 from rm_export.families.plan import Options, Plan, is_buffer, pad_or_eos
 from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
@@ -14,18 +15,8 @@ from rm_export.tokenizer import chat_prompt, read_tokenizer
 NAME = "dpa-rm"
 HUB_ID = "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"
 
-OBJECTIVES = (
-    "helpsteer-helpfulness",
-    "helpsteer-correctness",
-    "helpsteer-coherence",
-    "helpsteer-complexity",
-    "helpsteer-verbosity",
-    "ultrafeedback-overall_score",
-    "ultrafeedback-instruction_following",
-    "ultrafeedback-truthfulness",
-    "ultrafeedback-honesty",
-    "ultrafeedback-helpfulness",
-)
+OBJECTIVES = ARMORM_OBJECTIVES[:10]
+"""ArmoRM's first ten, in its order (model cards of both)."""
 
 # The card documents one turn; longer chats continue its User:/Assistant: lines, which is our choice.
 TEMPLATE = (

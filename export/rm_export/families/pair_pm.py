@@ -28,10 +28,11 @@ MESSAGE = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
 
 
 class ChoiceHead(Float32Module):
-    """The two rows of lm_head that score the next tokens "A" and "B"."""
+    """The two rows of lm_head that score the next tokens "A" and "B", soft-capped where the model does so (gemma2)."""
 
-    def __init__(self, hidden_size: int, rows: Sequence[int], source: str) -> None:
+    def __init__(self, hidden_size: int, rows: Sequence[int], source: str, softcap: float | None) -> None:
         super().__init__()
+        self.softcap = softcap
 
         def choose(table: StreamedTensor) -> StreamedTensor:
             return transpose(pick_rows(table, rows))
@@ -40,16 +41,20 @@ class ChoiceHead(Float32Module):
 
     def forward(self, op: Op, hidden: Value) -> Value:
         """hidden [batch, hidden_size] -> logits [batch, 2]."""
-        return op.MatMul(hidden, self.weight)
+        logits = op.MatMul(hidden, self.weight)
+        return op.Mul(op.Tanh(op.Div(logits, self.softcap)), self.softcap) if self.softcap else logits
 
 
 class PairPM(Module):
     """Decoder and the two choice rows, read at the last attended token."""
 
-    def __init__(self, config: DecoderConfig, max_length: int, rows: Sequence[int], tied: bool) -> None:
+    def __init__(
+        self, config: DecoderConfig, max_length: int, rows: Sequence[int], tied: bool, softcap: float | None
+    ) -> None:
         super().__init__()
+        source = "/model.embed_tokens.weight" if tied else "weight"
         self.model = Decoder(config, max_length)
-        self.lm_head = ChoiceHead(config.hidden_size, rows, "/model.embed_tokens.weight" if tied else "weight")
+        self.lm_head = ChoiceHead(config.hidden_size, rows, source, softcap)
 
     def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
         """Outputs `score` [batch], the log-odds A over B, and `logits` [batch, 2]."""
@@ -90,8 +95,9 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     tied = "lm_head.weight" not in checkpoint.tensors
     if tied and not checkpoint.config.get("tie_word_embeddings"):
         raise CheckpointError(f"{checkpoint.id} holds no lm_head.weight and does not tie it to the embeddings")
+    softcap = checkpoint.config.get("final_logit_softcapping", 30.0) if config.model_type == "gemma2" else None
     return Plan(
-        module=PairPM(config, chat.max_length, rows, tied),
+        module=PairPM(config, chat.max_length, rows, tied, softcap),
         outputs={"score": ("batch",), "logits": ("batch", 2)},
         tensors=checkpoint.tensors,
         unused=is_buffer,
