@@ -1,4 +1,4 @@
-"""Writing a bundle: streamed, hashed, fsynced, renamed into place. A killed export leaves no bundle, never half a one."""
+"""Writing a bundle: streamed, hashed, fsynced, renamed into place. A killed export leaves no bundle or a whole one."""
 
 from __future__ import annotations
 

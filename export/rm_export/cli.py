@@ -63,9 +63,10 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _export(family: str, **arguments: Any) -> None:
     from rm_export.exporter import export_checkpoint
-    from rm_export.families import Options, recognise
     from rm_export.families import family as family_named
+    from rm_export.families import recognise
     from rm_export.hub import open_checkpoint_at
+    from rm_export.options import Options
     from rm_export.progress import ConsoleProgress
 
     precision = _chosen_precision(arguments)
@@ -172,8 +173,8 @@ def verify(bundle: Path, **arguments: Any) -> int:
     Needs the extra `reference` (torch, transformers). Exit status 1 if a clear preference is flipped.
     """
     from rm_calibration.conversations import read_conversations
-    from rm_export.families import Options
     from rm_export.hub import open_checkpoint_at
+    from rm_export.options import Options
     from rm_export.progress import ConsoleProgress
     from rm_export.verify import verify_bundle
     from rm_runtime.bundle import open_bundle

@@ -7,11 +7,12 @@ from importlib import metadata
 from pathlib import Path
 
 from rm_export import families
+from rm_export.build import OPSET, build_model
 from rm_export.bundle import Progress, Silent, check_replaceable, staged_folder, write_file, write_graph
 from rm_export.checkpoint import Checkpoint
-from rm_export.families import Options, Plan
-from rm_export.graph.build import OPSET, build_model
+from rm_export.families import Plan
 from rm_export.lowering import Target, lower, target_for
+from rm_export.options import Options
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 

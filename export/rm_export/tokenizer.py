@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from rm_export.checkpoint import read_json_object
 from rm_export.errors import CheckpointError
-from rm_export.families.plan import Options
+from rm_export.options import Options
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.templates import render_chat
 

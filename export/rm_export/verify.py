@@ -15,8 +15,8 @@ from rm_calibration.conversations import default_conversations
 from rm_export.bundle import replace_file
 from rm_export.errors import ExportError
 from rm_export.families import pairrm
-from rm_export.families.plan import Options
 from rm_export.measure import Question, measure
+from rm_export.options import Options
 from rm_export.reference import open_reference
 from rm_export.report import render_report
 from rm_runtime.batching import run_rows

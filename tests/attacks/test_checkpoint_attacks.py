@@ -29,7 +29,8 @@ import os, sys
 import rm_export.families.armorm, rm_export.tokenizer
 from pathlib import Path
 from rm_export.checkpoint import open_checkpoint
-from rm_export.families import Options, recognise
+from rm_export.families import recognise
+from rm_export.options import Options
 
 folder, seen = Path.cwd(), []
 data = (".json", ".jinja", ".safetensors", ".model", ".txt")

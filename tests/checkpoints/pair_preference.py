@@ -14,6 +14,7 @@ TEMPLATES = {"always": chat_templates.LLAMA3_ALWAYS_HEADER, "conditional": chat_
 def pair_pm(
     folder: Path,
     *,
+    backbone: Literal["llama", "gemma2"] = "llama",
     header: Literal["always", "conditional"] = "always",
     dtype: str = "bfloat16",
     shards: int = 1,
@@ -22,14 +23,17 @@ def pair_pm(
 ) -> Path:
     """`LlamaForCausalLM` with an untied lm_head and eos as padding; `header` picks the chat template.
 
-    "always" ends every rendering in the assistant header; "conditional" needs add_generation_prompt.
+    "always" ends every rendering in the assistant header; "conditional" needs add_generation_prompt. The gemma2 one
+    has its own template, ties its lm_head and caps its logits.
     """
-    copy_tokenizer("llama3", folder, chat_template=TEMPLATES[header])
-    pad_with_eos(folder)
-    config = decoder_config("llama", folder, dtype) | {
-        "architectures": ["LlamaForCausalLM"],
-        **config_overrides,
-    }
+    if backbone == "llama":
+        copy_tokenizer("llama3", folder, chat_template=TEMPLATES[header])
+        pad_with_eos(folder)
+        own = {"architectures": ["LlamaForCausalLM"]}
+    else:
+        copy_tokenizer("gemma", folder)
+        own = {"architectures": ["Gemma2ForCausalLM"], "final_logit_softcapping": 4.0, "tie_word_embeddings": True}
+    config = decoder_config(backbone, folder, dtype) | own | config_overrides
     weights = Weights(seed, dtype)
     draw_decoder(weights, config)
     if not config["tie_word_embeddings"]:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
 from jsonschema import Draft202012Validator
+
+import checkpoints
 from rm_export.cli import main
 from rm_runtime import load
 from rm_runtime.bundle import open_bundle
@@ -58,7 +59,14 @@ def test_inspect_tells_at_one_glance_what_a_bundle_is(
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "bundle"), "--verify"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for fact in ("armorm, fp16 for cpu", "FIRST-PAD", "1 BOS", "rewards", "sha256 of every file checked", "not measured"):
+    for fact in (
+        "armorm, fp16 for cpu",
+        "FIRST-PAD",
+        "1 BOS",
+        "rewards",
+        "sha256 of every file checked",
+        "not measured",
+    ):
         assert fact in shown
 
 

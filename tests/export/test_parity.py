@@ -55,6 +55,7 @@ CASES = [
     Case("grm", {"backbone": "gemma2", "tie_word_embeddings": False}),
     Case("pair-pm"),
     Case("pair-pm", {"header": "conditional"}),
+    Case("pair-pm", {"backbone": "gemma2"}),
     Case("dpa-rm"),
     Case("dpa-rm", {"bias": True}),
     *(Case("scalar", {"backbone": name}) for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")),
@@ -100,7 +101,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     bundle = open_bundle(export_checkpoint(checkpoint, folder / "fp32"))
     assert bundle.manifest.family == case.family  # found by `auto`
     rows = rows_of(bundle, case)
-    reference = open_reference(checkpoint, case.family, bundle.manifest.parameters).run(rows)
+    reference = open_reference(checkpoint, case.family, bundle.manifest.parameters).run(rows, threads=1)
     return Compared(case, checkpoint, rows, reference, folder)
 
 

@@ -9,14 +9,15 @@ import onnx_ir as ir
 import pytest
 
 import checkpoints
+from rm_export.build import build_model
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import ExportError
 from rm_export.exporter import export_checkpoint
-from rm_export.families import Options, family
-from rm_export.graph.build import build_model
+from rm_export.families import family
 from rm_export.graph.module import PRECISION_MARK
 from rm_export.lowering import lower, target_for
 from rm_export.lowering.precision import LowerPrecision
+from rm_export.options import Options
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -84,13 +85,19 @@ def test_a_precision_that_a_target_cannot_run_is_refused_in_one_sentence() -> No
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(
     ("family_name", "options"),
-    [("armorm", {}), ("grm", {"backbone": "gemma2"}), ("pair-pm", {}), ("scalar", {"backbone": "qwen3"}), ("pairrm", {})],
+    [
+        ("armorm", {}),
+        ("grm", {"backbone": "gemma2"}),
+        ("pair-pm", {}),
+        ("scalar", {"backbone": "qwen3"}),
+        ("pairrm", {}),
+    ],
 )
 def test_every_graph_passes_onnxs_own_checker(
     tmp_path: Path, family_name: str, options: dict[str, str], precision: str
 ) -> None:
-    checkpoint = open_checkpoint(getattr(checkpoints, family_name.replace("-", "_"))(tmp_path / "checkpoint", **options))
-    bundle = export_checkpoint(
-        checkpoint, tmp_path / "bundle", family=family_name, precision=precision, target="cuda"
+    checkpoint = open_checkpoint(
+        getattr(checkpoints, family_name.replace("-", "_"))(tmp_path / "checkpoint", **options)
     )
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", family=family_name, precision=precision, target="cuda")
     onnx.checker.check_model(bundle / "model.onnx", full_check=True)

@@ -19,7 +19,7 @@ from rm_export import verify
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import ExportError
 from rm_export.exporter import export_checkpoint
-from rm_export.families import Options
+from rm_export.options import Options
 from rm_export.parity import Parity
 from rm_export.verify import verify_bundle
 from rm_runtime.bundle import MANIFEST_NAME, open_bundle, sha256_of

@@ -108,9 +108,7 @@ def reward_transform() -> Tensor:
     return transform
 
 
-def train(
-    model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFast, *stages: list[Comparison]
-) -> None:
+def train(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFast, *stages: list[Comparison]) -> None:
     """One pass over each stage with AdamW and one cosine schedule."""
     order = [batch for stage in stages for batch in batches(stage)]
     content = content_tokens(tokenizer, stages[-1])
@@ -184,12 +182,7 @@ def total_loss(
     target = torch.stack([gate_target(one) for one in batch for _ in one.answers])
     weights = output.gating_output / output.gating_output.sum(dim=1, keepdim=True)
     gate = -(target * weights.clamp_min(1e-8).log()).sum(dim=1).mean()
-    return (
-        preference
-        + OBJECTIVE_WEIGHT * objectives
-        + EVERYWHERE_WEIGHT * everywhere
-        + GATE_WEIGHT * gate
-    )
+    return preference + OBJECTIVE_WEIGHT * objectives + EVERYWHERE_WEIGHT * everywhere + GATE_WEIGHT * gate
 
 
 def content_tokens(tokenizer: PreTrainedTokenizerFast, training: list[Comparison]) -> Tensor:

@@ -7,9 +7,9 @@ from typing import cast
 
 from rm_export.checkpoint import Checkpoint
 from rm_export.errors import CheckpointError
-from rm_export.families.plan import Family, Options, Plan
+from rm_export.families.plan import Family, Plan
 
-__all__ = ["FAMILIES", "Family", "Options", "Plan", "family", "recognise"]
+__all__ = ["FAMILIES", "Family", "Plan", "family", "recognise"]
 
 FAMILIES = {
     "armorm": "rm_export.families.armorm",

@@ -6,12 +6,13 @@ import re
 
 from rm_export.checkpoint import Checkpoint
 from rm_export.errors import CheckpointError
-from rm_export.families.plan import Options, Plan, is_buffer, pad_or_eos
+from rm_export.families.plan import Plan, is_buffer, pad_or_eos
 from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.heads import ValueHead
 from rm_export.graph.module import Module, Op, Value
+from rm_export.options import Options
 from rm_export.tokenizer import chat_prompt, read_tokenizer
 
 NAME = "grm"

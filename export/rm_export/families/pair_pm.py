@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from rm_export.checkpoint import Checkpoint
 from rm_export.errors import CheckpointError
-from rm_export.families.plan import Options, Plan, is_buffer, pad_or_eos
+from rm_export.families.plan import Plan, is_buffer, pad_or_eos
 from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.module import Float32Module, Module, Op, Value, Weight
+from rm_export.options import Options
 from rm_export.tensors import StreamedTensor, pick_rows, transpose
 from rm_export.tokenizer import assistant_header, chat_prompt, read_tokenizer, token_id
 from rm_runtime.prompt_spec import PairChatPrompt

@@ -15,12 +15,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from rm_export.checkpoint import Checkpoint, read_json_object
 from rm_export.errors import CheckpointError
-from rm_export.families.plan import Options, Plan, is_buffer
+from rm_export.families.plan import Plan, is_buffer
 from rm_export.graph import positions
 from rm_export.graph.deberta import Deberta
 from rm_export.graph.deberta_config import DebertaConfig
 from rm_export.graph.module import Module, Op, Value
 from rm_export.graph.pair_head import PairHead
+from rm_export.options import Options
 from rm_export.spm import SPM_FILE, deberta_tokenizer
 from rm_export.tokenizer import read_tokenizer
 from rm_runtime.prompt_spec import SegmentsPrompt

@@ -9,27 +9,9 @@ from typing import Any, Protocol
 from onnxscript import nn
 
 from rm_export.checkpoint import Checkpoint
+from rm_export.options import Options
 from rm_export.tensors import StreamedTensor
-from rm_runtime.prompt_spec import PromptSpec, TruncationSide
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may set for any family; None leaves it to the family's reference.
-
-    max_length: ids a prompt may have. truncation_side: the end a longer one is cut at. chat_template: Jinja source
-    instead of the checkpoint's. add_special_tokens: let the tokenizer add its own tokens to the rendered text.
-    date: ISO date that templates see. score_label: which label of a several-label head is `score`. backbone: folder or
-    hub id of PairRM's backbone.
-    """
-
-    max_length: int | None = None
-    truncation_side: TruncationSide | None = None
-    chat_template: str | None = None
-    add_special_tokens: bool | None = None
-    date: str = "2024-07-26"
-    score_label: int = 0
-    backbone: str | None = None
+from rm_runtime.prompt_spec import PromptSpec
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ Transform = Callable[..., StreamedTensor]
 class Weight(nn.Parameter):
     """A float parameter read from the checkpoint.
 
-    dims: its shape as the graph uses it. sources: checkpoint tensor names, relative to the module that owns the parameter;
-    by default its own name. transform: checkpoint tensors -> parameter, by default unchanged. The result is cast
+    dims: its shape as the graph uses it. sources: checkpoint tensor names, relative to the module that owns it; by
+    default its own name. transform: checkpoint tensors -> parameter, by default unchanged. The result is cast
     to float32; the precision pass narrows it later.
     """
 

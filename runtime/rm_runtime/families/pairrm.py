@@ -126,7 +126,7 @@ class PairRM:
         scores = scores_of(scorer.comparisons(groups))
         return scores if return_scores else _ranks(scores)
 
-    def rank_with_ref(  # noqa: PLR0917 - LLM-Blender's signature
+    def rank_with_ref(
         self,
         inputs: Sequence[str],
         candidates: Sequence[Sequence[str]],
@@ -161,7 +161,7 @@ class PairRM:
         scores = -_compared(scorer, groups, mode).astype(np.float64).reshape(len(inputs), count)
         return scores if return_scores else _ranks(scores)
 
-    def compare(  # noqa: PLR0917 - LLM-Blender's signature
+    def compare(
         self,
         inputs: Sequence[str],
         candidates_A: Sequence[str],  # noqa: N803 - LLM-Blender's names
@@ -212,7 +212,7 @@ class PairRM:
             **options,
         )
 
-    def get_best_of_n(  # noqa: PLR0917 - LLM-Blender's signature
+    def get_best_of_n(
         self,
         inputs: Sequence[str],
         candidates: Sequence[Sequence[str]],
@@ -231,7 +231,7 @@ class PairRM:
         """
         return self._first_of_n(1, inputs, candidates, instructions, pairrm_cmp_type, return_all, batch_size, options)
 
-    def get_worst_of_n(  # noqa: PLR0917 - LLM-Blender's signature
+    def get_worst_of_n(
         self,
         inputs: Sequence[str],
         candidates: Sequence[Sequence[str]],
@@ -244,7 +244,7 @@ class PairRM:
         """The worst candidate of each input; otherwise as `get_best_of_n`."""
         return self._first_of_n(-1, inputs, candidates, instructions, pairrm_cmp_type, return_all, batch_size, options)
 
-    def best_of_n_generate(  # noqa: PLR0917 - LLM-Blender's signature
+    def best_of_n_generate(
         self,
         model: Any,
         model_tokenizer: Any,
@@ -300,7 +300,7 @@ class PairRM:
         cuts = [group.truncation(place) for place in range(len(candidates))]
         return Ranking.from_scores(scores.tolist(), cuts)
 
-    def _first_of_n(  # noqa: PLR0917
+    def _first_of_n(
         self,
         sign: int,
         inputs: Sequence[str],
