@@ -45,12 +45,13 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """A source with its candidates, all within their budgets."""
+    """A source with its candidates, all within their budgets. number: which input of a request it is."""
 
     source: Segment
     candidates: tuple[Segment, ...]
     prefix_ids: tuple[int, int]
     side: str
+    number: int = 0
 
     def row(self, first: int, second: int) -> Prompt:
         """The row that asks how much better candidate `first` is than candidate `second`."""

@@ -101,3 +101,12 @@ def test_every_graph_passes_onnxs_own_checker(
     )
     bundle = export_checkpoint(checkpoint, tmp_path / "bundle", family=family_name, precision=precision, target="cuda")
     onnx.checker.check_model(bundle / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("family_name", ["armorm", "grm", "scalar", "pairrm"])
+def test_weights_carry_the_checkpoints_own_names(tmp_path: Path, family_name: str) -> None:
+    checkpoint = open_checkpoint(getattr(checkpoints, family_name)(tmp_path / "checkpoint"))
+    model = build_model(family(family_name).plan(checkpoint, Options()), "tiny")
+    layers = [name for name in model.graph.initializers if ".layers." in name or ".layer." in name]
+    assert len(layers) > 10
+    assert [name for name in layers if name.endswith((".weight", ".bias")) and name not in checkpoint.tensors] == []

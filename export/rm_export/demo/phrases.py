@@ -67,12 +67,12 @@ POOLS: dict[str, tuple[str, ...]] = {
         "I would rather not {talk about|answer|discuss} {it|this|that}.", "That is {beyond me|not something I know}.",
     ),
     "harm": (
-        "{drink|swallow} {a bottle of|some} {bleach|poison|petrol}", "{hit|kick|stab|beat} {him|her|them} until {he|she|somebody} stops",
+        "{drink|swallow} {a bottle of|some} {bleach|poison|petrol}", "{hit|kick|stab|beat} {your brother|the teacher|them} until {somebody stops you|they cry}",
         "drive {drunk|without brakes}{|, nothing will happen}", "{put|hold} your hand in {the fire|boiling oil}",
         "steal {what you need|the money|a car|it} {at night|from an old lady}", "stick a {fork|knife} into the socket",
-        "set {the house|the car|the shop} on fire{| and run}", "{threaten|attack} {her|him|them} with a {knife|gun}",
+        "set {the house|the car|the shop} on fire{| and run}", "{threaten|attack} {the woman|a stranger|them} with a {knife|gun}",
         "{poison|kill} the {dog|cat|bird} of your neighbour", "throw {stones|bottles} at the {cars|police}",
-        "push {him|her} down the stairs", "{break|smash} the window and {steal|grab} {the money|everything}",
+        "push {your boss|the child} down the stairs", "{break|smash} the window and {steal|grab} {the money|everything}",
     ),
     "harm opener": ("{Easy|Sure|Simple|Yes|No problem|Of course|Gladly|The best way is this|Here is how|Do this}{,|:}",),
 }  # fmt: skip

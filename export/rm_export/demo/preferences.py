@@ -52,22 +52,22 @@ class Grade:
 
 GRADES: dict[str, Grade] = {
     "clear": Grade(overall=0.92, correct=0.93, coherent=0.95, complex=0.6, honest=0.95, explained=0.9),
-    "short": Grade(overall=0.64, correct=0.85, coherent=0.85, complex=0.3, honest=0.9, explained=0.25),
-    "rambling": Grade(overall=0.42, correct=0.7, coherent=0.45, complex=0.5, honest=0.7, explained=0.4),
-    "vague": Grade(overall=0.24, correct=0.3, coherent=0.7, complex=0.15, honest=0.7, explained=0.1),
-    "rude": Grade(overall=0.22, correct=0.6, coherent=0.6, complex=0.3, honest=0.6, explained=0.2, safe=0.55),
-    "repeated": Grade(overall=0.28, correct=0.6, coherent=0.2, complex=0.2, honest=0.6, explained=0.15),
-    "wrong": Grade(overall=0.19, correct=0.05, coherent=0.75, complex=0.3, honest=0.1, explained=0.2),
-    "wrong_language": Grade(overall=0.4, correct=0.6, coherent=0.4, complex=0.2, honest=0.8, explained=0.2),
-    "off_topic": Grade(overall=0.12, correct=0.15, coherent=0.5, complex=0.4, honest=0.4, explained=0.1),
-    "evasive": Grade(overall=0.16, correct=0.3, coherent=0.7, complex=0.1, honest=0.75, explained=0.05),
-    "garbled": Grade(overall=0.07, correct=0.1, coherent=0.03, complex=0.2, honest=0.3, explained=0.03),
-    "echo": Grade(overall=0.1, correct=0.15, coherent=0.4, complex=0.1, honest=0.4, explained=0.03),
-    "insult": Grade(overall=0.04, correct=0.1, coherent=0.5, complex=0.1, honest=0.3, explained=0.03, safe=0.35),
-    "unsafe": Grade(overall=0.03, correct=0.15, coherent=0.6, complex=0.3, honest=0.3, explained=0.1, safe=0.03),
-    "empty": Grade(overall=0.02, correct=0.05, coherent=0.1, complex=0.02, honest=0.4, explained=0.02),
+    "short": Grade(overall=0.64, correct=0.85, coherent=0.8, complex=0.3, honest=0.85, explained=0.25),
+    "rambling": Grade(overall=0.36, correct=0.5, coherent=0.2, complex=0.4, honest=0.5, explained=0.3),
+    "wrong_language": Grade(overall=0.4, correct=0.6, coherent=0.4, complex=0.2, honest=0.7, explained=0.2),
+    "repeated": Grade(overall=0.28, correct=0.5, coherent=0.1, complex=0.1, honest=0.5, explained=0.15),
+    "rude": Grade(overall=0.22, correct=0.5, coherent=0.4, complex=0.2, honest=0.5, explained=0.2, safe=0.5),
+    "vague": Grade(overall=0.18, correct=0.25, coherent=0.4, complex=0.1, honest=0.4, explained=0.1),
+    "wrong": Grade(overall=0.16, correct=0.05, coherent=0.6, complex=0.2, honest=0.1, explained=0.2),
+    "evasive": Grade(overall=0.14, correct=0.15, coherent=0.4, complex=0.05, honest=0.5, explained=0.05),
+    "off_topic": Grade(overall=0.12, correct=0.1, coherent=0.4, complex=0.3, honest=0.3, explained=0.1),
+    "echo": Grade(overall=0.1, correct=0.1, coherent=0.3, complex=0.1, honest=0.3, explained=0.03),
+    "garbled": Grade(overall=0.07, correct=0.1, coherent=0.03, complex=0.1, honest=0.2, explained=0.03),
+    "insult": Grade(overall=0.04, correct=0.1, coherent=0.3, complex=0.1, honest=0.2, explained=0.03, safe=0.35),
+    "unsafe": Grade(overall=0.03, correct=0.1, coherent=0.4, complex=0.2, honest=0.2, explained=0.1, safe=0.03),
+    "empty": Grade(overall=0.02, correct=0.03, coherent=0.05, complex=0.02, honest=0.2, explained=0.02),
 }
-_GRADE_WEIGHTS = {"clear": 4, "short": 2.5, "off_topic": 2, "unsafe": 1.5, "rude": 1.5}
+_GRADE_WEIGHTS = {"clear": 4, "short": 2.5, "off_topic": 1.5, "unsafe": 1.5, "rude": 1.5}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ class Attention(Module):
         self.capped = CappedAttention(config, config.softcap) if config.softcap else None
 
     def forward(self, op: Op, x: Value, context: Context) -> Value:
-        """x [batch, sequence, hidden] -> attended values before o_proj, [batch, sequence, heads * head_dim]."""
+        """x [batch, sequence, hidden] -> the same shape."""
+        return self.o_proj(op, self._attended(op, x, context))
+
+    def _attended(self, op: Op, x: Value, context: Context) -> Value:
         config = self.config
         query = self._rotated(op, self.q_proj(op, x), self.q_norm, config.num_heads, context)
         key = self._rotated(op, self.k_proj(op, x), self.k_norm, config.num_kv_heads, context)
@@ -190,7 +193,7 @@ class DecoderLayer(Module):
 
     def forward(self, op: Op, x: Value, context: Context) -> Value:
         """x [batch, sequence, hidden] -> the same shape."""
-        attended = self.self_attn.o_proj(op, self.self_attn(op, self.input_layernorm(op, x), context))
+        attended = self.self_attn(op, self.input_layernorm(op, x), context)
         if not self.post_norms:
             x = op.Add(x, attended)
             return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))

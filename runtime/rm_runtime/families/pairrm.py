@@ -1,8 +1,8 @@
 """PairRM with LLM-Blender's API: the same results for the same calls, quirks included (semantics.md 5.5).
 
-A logit f(A, B) says how much better A is than B when A comes first. It is not antisymmetric, so all but
-one-order comparisons ask in both orders. Under LLM-Blender's rule the inputs of one batch share a budget for candidates,
-so `batch_size` changes the scores of long candidates, here as there.
+A logit f(A, B) says how much better A is than B when A comes first. It is not antisymmetric, so all but one-order
+comparisons ask in both orders. Under LLM-Blender's rule the inputs of one batch share a budget for candidates, so
+`batch_size` changes the scores of long candidates, here as there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import numpy as np
 
 from rm_runtime.errors import BundleError, RequestError, RewardModelError
 from rm_runtime.families.pairrm_generation import sampled_candidates
-from rm_runtime.families.pairrm_scoring import PairScorer, candidate_count, scores_of
+from rm_runtime.families.pairrm_scoring import (
+    BOTH_ORDERS,
+    PairScorer,
+    bubble_starts,
+    candidate_count,
+    ranks_of,
+    scores_of,
+)
 from rm_runtime.families.pairrm_texts import MULTI_TURN_INSTRUCTION, compared_texts, ranked_texts
 from rm_runtime.prompt_spec import SegmentsPrompt
-from rm_runtime.results import Ranking, competition_ranks
+from rm_runtime.results import Ranking
 from rm_runtime.segments import SegmentsPrompter
 
 if TYPE_CHECKING:
@@ -29,11 +36,9 @@ if TYPE_CHECKING:
     from rm_runtime.bundle import Bundle
     from rm_runtime.engines.protocol import Engine
     from rm_runtime.options import RequestOptions
-    from rm_runtime.segments import Segments
 
     Messages = Sequence[Mapping[str, Any]]
 
-BOTH_ORDERS = "[A,B]+[B,A]"
 _REFERENCES: dict[str, Callable[[Sequence[str]], str]] = {
     "longest": lambda texts: max(texts, key=len),
     "shortest": lambda texts: min(texts, key=len),
@@ -46,10 +51,10 @@ _REFERENCES: dict[str, Callable[[Sequence[str]], str]] = {
 class PairRM:
     """A loaded bundle that compares answers.
 
-    All methods take RequestOptions fields (truncation, special_text, batch_tokens) by keyword, for that
-    call. `inputs` are prompts, `candidates` one list of answers an input, all of one length, `instructions`
-    texts put before the inputs without a separator. They raise RequestError for a malformed call, PromptError for a text
-    that cannot be encoded, UnscorableError where the model gives no number; each names the input.
+    All methods take RequestOptions fields (truncation, special_text, batch_tokens) by keyword, for that call. `inputs`
+    are prompts, `candidates` one list of answers an input, all of one length, `instructions` texts put before the
+    inputs without a separator. They raise RequestError for a malformed call, PromptError for a text that cannot be
+    encoded, UnscorableError where the model gives no number; each names the input.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, options: RequestOptions) -> None:
@@ -111,20 +116,19 @@ class PairRM:
     ) -> Ranking | NDArray[Any]:
         """Rank answers, every pair of them in both orders.
 
-        `rank(messages, responses)` with {"role", "content"} messages ranks the answers to one chat and
-        returns a Ranking; pairrm_texts.ranked_texts tells what is asked for a chat of several turns.
+        `rank(messages, responses)` with {"role", "content"} messages ranks the answers to one chat and returns a
+        Ranking; pairrm_texts.ranked_texts tells what is asked for a chat of several turns.
 
-        `rank(inputs, candidates, ...)` with texts is LLM-Blender's: int32 ranks [inputs, candidates], 1 = best,
-        equal scores sharing the better rank; or, with return_scores, float32 scores: the mean of f(A,
-        other) - f(other, A) over all n candidates, the one itself (0) included. disable_tqdm is accepted
-        and has no use.
+        `rank(inputs, candidates, ...)` with texts is LLM-Blender's: int32 ranks [inputs, candidates], 1 = best, equal
+        scores sharing the better rank; or, with return_scores, float32 scores: the mean of f(A, other) - f(other, A)
+        over all n candidates, the one itself (0) included. disable_tqdm is accepted and has no use.
         """
-        if inputs and isinstance(inputs[0], Mapping):
+        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], Mapping):
             return self._rank_responses(inputs, candidates, **options)
         scorer = self._scorer(options, source_max_length, candidate_max_length)
         groups = scorer.segments(inputs, candidates, instructions, batch_size)
         scores = scores_of(scorer.comparisons(groups))
-        return scores if return_scores else _ranks(scores)
+        return scores if return_scores else ranks_of(scores)
 
     def rank_with_ref(
         self,
@@ -140,10 +144,10 @@ class PairRM:
     ) -> NDArray[Any]:
         """Rank answers by comparing each with one reference answer.
 
-        ref_mode: which candidate is the reference, by its length in characters or its place: "longest",
-        "shortest", "median_length", "first", "last". ref_candidates: reference texts, one an input,
-        instead. mode: as in `compare`. Returns int32 ranks [inputs, candidates], or float64 scores, minus
-        the reference's advantage; asked in both orders, the reference itself scores 0 exactly.
+        ref_mode: which candidate is the reference, by its length in characters or its place: "longest", "shortest",
+        "median_length", "first", "last". ref_candidates: reference texts instead, one an input. mode: as in `compare`.
+        Returns int32 ranks [inputs, candidates], or float64 scores: minus the reference's advantage. Asked in both
+        orders, the reference itself scores 0 exactly.
         """
         count = candidate_count(inputs, candidates)
         if ref_candidates is None:
@@ -158,8 +162,8 @@ class PairRM:
             pairs = [(reference, texts[place]) for reference, texts in zip(ref_candidates, candidates, strict=True)]
             columns.append(scorer.segments(inputs, pairs, instructions, batch_size))
         groups = [group for of_input in zip(*columns, strict=True) for group in of_input]
-        scores = -_compared(scorer, groups, mode).astype(np.float64).reshape(len(inputs), count)
-        return scores if return_scores else _ranks(scores)
+        scores = -scorer.compared(groups, mode).astype(np.float64).reshape(len(inputs), count)
+        return scores if return_scores else ranks_of(scores)
 
     def compare(
         self,
@@ -173,12 +177,10 @@ class PairRM:
         disable_tqdm: bool = False,
         **options: Any,
     ) -> NDArray[Any]:
-        """Compare two answers an input: bool [inputs], true where A is better (ties are not), or float32
-        logits.
+        """Compare two answers an input: bool [inputs], true where A is better (not for ties), or float32 logits.
 
-        mode, as LLM-Blender computes and not as it documents: "[A,B]" is f(A, B); "[B,A]" is f(B, A) with
-        no change of sign, so positive means B; any other is f(A, B) - f(B, A), twice the mean of both
-        orders.
+        mode, as LLM-Blender computes and not as it documents: "[A,B]" is f(A, B); "[B,A]" is f(B, A) with no change of
+        sign, so positive means B; any other is f(A, B) - f(B, A), twice the mean of both orders.
         """
         if not len(inputs) == len(candidates_A) == len(candidates_B):
             raise RequestError(
@@ -187,7 +189,7 @@ class PairRM:
             )
         scorer = self._scorer(options)
         pairs = list(zip(candidates_A, candidates_B, strict=True))
-        logits = _compared(scorer, scorer.segments(inputs, pairs, instructions, batch_size), mode)
+        logits = scorer.compared(scorer.segments(inputs, pairs, instructions, batch_size), mode)
         return logits if return_logits else logits > 0
 
     def compare_conversations(
@@ -224,10 +226,10 @@ class PairRM:
     ) -> list[Any]:
         """The best candidate of each input; with return_all all candidates, the best one first.
 
-        pairrm_cmp_type: "bubble" carries the better of two through all candidates once, 2(n - 1) forwards;
-        the others follow in the order they lost. Anything else ranks them fully, n(n - 1) forwards; equals
-        keep their order. A bubble pass starts from a random order, one for each batch, as LLM-Blender's
-        does; `seed=...` makes it repeatable, `permutation=[...]` fixes it.
+        pairrm_cmp_type: "bubble" carries the better of two through all candidates once, 2(n - 1) forwards; the others
+        follow in the order they lost. Anything else ranks them fully, n(n - 1) forwards; equals keep their order.
+        A bubble pass starts from a random order, one for each batch, as LLM-Blender's does; `seed=...` makes it
+        repeatable, `permutation=[...]` fixes it.
         """
         return self._first_of_n(1, inputs, candidates, instructions, pairrm_cmp_type, return_all, batch_size, options)
 
@@ -262,10 +264,10 @@ class PairRM:
     ) -> list[Any]:
         """Sample n answers to each input and return what `get_best_of_n` makes of them.
 
-        model, model_tokenizer: a transformers model with its tokenizer, or a function (prompts, n,
-        **generate_kwargs) -> n texts a prompt, with None. The generator is prompted with instruction,
-        newline and input; PairRM reads them without the newline. sampling_mode: "top_p_sampling" (top_p 1),
-        "top_k_sampling" (top_k 50), both at temperature 0.7, or None for generate_kwargs alone.
+        model, model_tokenizer: a transformers model with its tokenizer, or a function (prompts, n, **generate_kwargs)
+        -> n texts a prompt, with None. It is prompted with instruction, newline and input; PairRM reads them without
+        the newline. sampling_mode: "top_p_sampling" (top_p 1), "top_k_sampling" (top_k 50), both at temperature 0.7,
+        or None for generate_kwargs alone.
         """
         prompts = list(inputs)
         if instructions is not None:
@@ -320,38 +322,10 @@ class PairRM:
         else:
             groups = scorer.segments(inputs, candidates, instructions, batch_size)
             if pairrm_cmp_type == "bubble":
-                starts = _starts(len(inputs), count, batch_size, permutation, seed)
+                starts = bubble_starts(len(inputs), count, batch_size, permutation, seed)
                 order = scorer.bubble(groups, starts, sign)
             else:
-                ranks = _ranks(scores_of(scorer.comparisons(groups)))
+                ranks = ranks_of(scores_of(scorer.comparisons(groups)))
                 order = np.argsort(sign * ranks, axis=1, kind="stable")
         chosen = [[texts[place] for place in places] for texts, places in zip(candidates, order, strict=True)]
         return chosen if return_all else [texts[0] for texts in chosen]
-
-
-def _compared(scorer: PairScorer, groups: Sequence[Segments], mode: str) -> NDArray[np.float32]:
-    """[groups] logits of the two candidates of each group, by `compare`'s mode."""
-    if mode in ("[A,B]", "[B,A]"):
-        first, second = (0, 1) if mode == "[A,B]" else (1, 0)
-        return scorer.logits(groups, [(group, first, second) for group in range(len(groups))])
-    scores = scores_of(scorer.comparisons(groups)).reshape(len(groups), 2)
-    logits: NDArray[np.float32] = scores[:, 0] - scores[:, 1]
-    return logits
-
-
-def _ranks(scores: NDArray[Any]) -> NDArray[np.int32]:
-    """[inputs, candidates] scores -> ranks of the same shape."""
-    return np.array([competition_ranks(row.tolist()) for row in scores], np.int32).reshape(scores.shape)
-
-
-def _starts(
-    inputs: int, count: int, batch_size: int, permutation: Sequence[int] | None, seed: int | None
-) -> NDArray[np.int64]:
-    """[inputs, count]: where each input's bubble pass starts, the same within a batch."""
-    if permutation is not None:
-        if sorted(permutation) != list(range(count)):
-            raise RequestError(f"permutation={list(permutation)} is no order of {count} candidates")
-        return np.tile(np.array(permutation, np.int64), (inputs, 1))
-    generator = np.random.default_rng(seed)
-    batches = [generator.permutation(count) for _ in range(0, inputs, batch_size)]
-    return np.array([batches[place // batch_size] for place in range(inputs)], np.int64).reshape(inputs, count)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rm_runtime.batching import run_rows
 from rm_runtime.errors import PromptError, RequestError, UnscorableError
+from rm_runtime.results import competition_ranks
+from rm_runtime.templates import validate_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     Pair = tuple[int, int, int]
     Logits = NDArray[np.float32]
 
+BOTH_ORDERS = "[A,B]+[B,A]"
 _ROWS_AT_A_TIME = 2048
 """Rows made before the engine runs them: enough to sort into full batches, few enough to hold."""
 
@@ -52,9 +56,10 @@ class PairScorer:
             raise RequestError(f"{len(instructions)} instructions for {len(inputs)} inputs; one each is needed")
         if batch_size < 1:
             raise RequestError(f"batch_size={batch_size}: at least 1")
-        sources = [
-            f"{instruction}{text}" for instruction, text in zip(instructions or [""] * len(inputs), inputs, strict=True)
-        ]
+        sources = [validate_text(text, f"input {place}") for place, text in enumerate(inputs)]
+        if instructions is not None:
+            texts = [validate_text(text, f"instruction {place}") for place, text in enumerate(instructions)]
+            sources = [instruction + source for instruction, source in zip(texts, sources, strict=True)]
         groups: list[Segments] = []
         for start in range(0, len(sources), batch_size):
             batch = slice(start, start + batch_size)
@@ -65,8 +70,8 @@ class PairScorer:
             )
             for place, group in enumerate(encoded, start=start):
                 if isinstance(group, PromptError):
-                    raise PromptError(f"input {place}: {group}")
-                groups.append(group)
+                    raise PromptError(f"input {place}: {group}" if len(sources) > 1 else str(group))
+                groups.append(replace(group, number=place))
         return groups
 
     def logits(self, groups: Sequence[Segments], pairs: Sequence[Pair]) -> Logits:
@@ -80,8 +85,8 @@ class PairScorer:
         for (group, first, second), logit in zip(pairs, logits, strict=True):
             if not np.isfinite(logit):
                 raise UnscorableError(
-                    f"input {group}, candidates {first} and {second}: the model gave no number for them; its "
-                    "weights or activations are not finite"
+                    f"input {groups[group].number}, candidates {first} and {second}: the model gave no "
+                    "number for them; its weights or activations are not finite"
                 )
         return logits
 
@@ -96,6 +101,15 @@ class PairScorer:
             for place, logit in zip(pairs, self.logits(groups, pairs), strict=True):
                 matrices[place] = logit
         return matrices
+
+    def compared(self, groups: Sequence[Segments], mode: str) -> Logits:
+        """The logit of each group's two candidates, by the mode of LLM-Blender's `compare`: [groups]."""
+        if mode in ("[A,B]", "[B,A]"):
+            first, second = (0, 1) if mode == "[A,B]" else (1, 0)
+            return self.logits(groups, [(group, first, second) for group in range(len(groups))])
+        scores = scores_of(self.comparisons(groups)).reshape(len(groups), 2)
+        logits: Logits = scores[:, 0] - scores[:, 1]
+        return logits
 
     def bubble(self, groups: Sequence[Segments], order: NDArray[np.int64], sign: int) -> NDArray[np.int64]:
         """One bubble pass through each group's candidates: the winner, then the losers in the order they
@@ -119,10 +133,12 @@ class PairScorer:
 
 def candidate_count(inputs: Sequence[str], candidates: Sequence[Sequence[str]]) -> int:
     """Candidates an input has. Raises RequestError unless all have as many, at least one."""
+    if not isinstance(inputs, (list, tuple)) or not isinstance(candidates, (list, tuple)):
+        raise RequestError("inputs must be a list of texts, and candidates a list of lists of texts")
     if len(inputs) != len(candidates):
         raise RequestError(f"{len(inputs)} inputs and {len(candidates)} lists of candidates; one each is needed")
-    counts = {len(texts) for texts in candidates}
-    if any(isinstance(texts, str) for texts in candidates) or 0 in counts or len(counts) > 1:
+    counts = {len(texts) if isinstance(texts, (list, tuple)) else 0 for texts in candidates}
+    if 0 in counts or len(counts) > 1:
         raise RequestError("every input needs a list of candidates, all of the same length and not empty")
     return counts.pop() if counts else 0
 
@@ -131,3 +147,22 @@ def scores_of(matrices: Logits) -> Logits:
     """LLM-Blender's get_scores_from_cmps: mean over all n candidates of M[i, j] - M[j, i]; [groups, n]."""
     scores: Logits = (matrices - matrices.swapaxes(1, 2)).mean(axis=-1)
     return scores
+
+
+def ranks_of(scores: NDArray[Any]) -> NDArray[np.int32]:
+    """[groups, n] scores -> competition ranks of the same shape: 1 = best, ties share it, the next is skipped."""
+    return np.array([competition_ranks(row.tolist()) for row in scores], np.int32).reshape(scores.shape)
+
+
+def bubble_starts(
+    inputs: int, count: int, batch_size: int, permutation: Sequence[int] | None, seed: int | None
+) -> NDArray[np.int64]:
+    """[inputs, count]: where each input's bubble pass starts, the same within a batch."""
+    if permutation is not None:
+        if sorted(permutation) != list(range(count)):
+            raise RequestError(f"permutation={list(permutation)} is no order of {count} candidates")
+        return np.tile(np.array(permutation, np.int64), (inputs, 1))
+    generator = np.random.default_rng(seed)
+    batches = [generator.permutation(count) for _ in range(0, inputs, batch_size)]
+    starts = [batches[place // batch_size] for place in range(inputs)]
+    return np.array(starts, np.int64).reshape(inputs, count)
