@@ -112,16 +112,17 @@ def grm_3b(folder: Path) -> Path:
 
 
 def pairrm(folder: Path) -> Path:
-    """llm-blender/PairRM-hf: DeBERTa-v3-large in F32 and the pair head."""
+    """llm-blender/PairRM-hf: DeBERTa-v3-large in F32 and the pair head; prefix ids are those of the small tokenizer."""
+    ids = json.loads((TOKENIZERS / "deberta" / "added_tokens.json").read_text())
     config = {
         **_DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2PairRM"],
         "vocab_size": 128005,
         "n_tasks": 1,
-        "source_prefix_id": 128001,
-        "cand1_prefix_id": 128002,
-        "cand2_prefix_id": 128003,
-        "cand_prefix_id": 128004,
+        "source_prefix_id": ids["<|source|>"],
+        "cand1_prefix_id": ids["<|candidate1|>"],
+        "cand2_prefix_id": ids["<|candidate2|>"],
+        "cand_prefix_id": ids["<|candidate|>"],
         "drop_out": 0.05,
     }
     hidden, inner = 1024, 4096

@@ -1,9 +1,9 @@
 """A histogram of magnitudes that never has to grow: its bins are the leading bits of the floats themselves.
 
-Linear bins, as TensorRT and ONNX Runtime use them, must be stretched when a larger value comes, and lose the bulk of a tensor
-in a handful of bins when its first token is a thousand times as large (massive activations, Sun et al. 2024,
-arXiv:2402.17762). The upper 16 bits of a float32 - exponent and 7 bits of mantissa - number bins that are
-everywhere 0.4 to 0.8 % wide, for every range. Counts are integers, so neither the order nor the batching of
+Linear bins, as TensorRT and ONNX Runtime use them, must be stretched when a larger value comes, and lose the bulk
+of a tensor in a handful of bins when its first token is a thousand times as large (massive activations, Sun et
+al. 2024, arXiv:2402.17762). The upper 16 bits of a float32 - exponent and 7 bits of mantissa - number bins that
+are everywhere 0.4 to 0.8 % wide, for every range. Counts are integers, so neither the order nor the batching of
 what was observed can change them.
 """
 

@@ -1,7 +1,7 @@
 """From which |x| on an activation is clipped: one small class a rule, over running statistics only.
 
-Int8 is symmetric: x is stored as round(x / scale) in -127..127, scale = amax / 127. Every rule watches a tensor
-piece by piece and gives its `amax`; none keeps an activation.
+Every rule watches a tensor piece by piece and gives its `amax`, the value that int8's largest level 127 stands
+for (scale = amax / 127); none keeps an activation.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ import numpy as np
 
 from rm_calibration.errors import CalibrationError
 from rm_calibration.histograms import RunningHistogram, not_finite
+from rm_calibration.symmetric import INT8_LEVELS, integrated_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LEVELS = 127
-"""Largest stored magnitude of symmetric int8; -128 stays unused, so that the range is the same on both sides."""
-
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-"""Scales are never subnormal: engines may flush those to zero and divide by it."""
-
-_OCTAVES = 10
-"""Searched clips reach from the largest magnitude down to 2**-10 of it."""
+_OCTAVES, _STEPS = 10, 32
+"""Searched clips are largest * 2**(-k / 32), down to 2**-10 of the largest magnitude: steps of 2 %."""
 
 
 class Observer(Protocol):
@@ -34,12 +29,6 @@ class Observer(Protocol):
 
     def amax(self) -> float:
         """The clip: larger magnitudes saturate. 0.0 if only zeros came; CalibrationError if nothing came."""
-
-
-def scale_of(amax: float) -> float:
-    """amax / 127 as float32. A tensor that was always zero (amax 0) gets 1.0: zeros stay exact, every engine and
-    float16 can hold it, and a value nobody expected is stored coarsely instead of being lost."""
-    return max(float(np.float32(amax / LEVELS)), SMALLEST_SCALE) if amax else 1.0
 
 
 class MinMax:
@@ -108,8 +97,8 @@ class Entropy(HistogramObserver):
     def _clip(self) -> float:
         occupied = self.histogram.occupied()
         lower, upper, counts = (column[occupied[0] > 0] for column in occupied)  # zeros are exact for every clip
-        clips = _candidate_clips(self.histogram.largest, steps=32)
-        edges = clips[:, None] * ((np.arange(LEVELS + 2) - 0.5) / LEVELS).clip(0)  # [clips, levels + 1]
+        clips = _candidate_clips(self.histogram.largest)
+        edges = clips[:, None] * ((np.arange(INT8_LEVELS + 2) - 0.5) / INT8_LEVELS).clip(0)  # [clips, levels + 1]
         edges[:, -1] = clips
         bins = np.searchsorted((lower + upper) / 2, edges)
         mass, width, surprise = (
@@ -139,11 +128,11 @@ class MSE(HistogramObserver):
     def _clip(self) -> float:
         lower, upper, counts = self.histogram.occupied()
         density = counts / (upper - lower)
-        clips = _candidate_clips(self.histogram.largest, steps=32)
-        errors = [
-            float(density @ (integrated_error(upper, clip / LEVELS) - integrated_error(lower, clip / LEVELS)))
-            for clip in clips
-        ]
+        clips = _candidate_clips(self.histogram.largest)
+        errors = []
+        for step in clips / INT8_LEVELS:
+            below, above = (integrated_error(edges, step, INT8_LEVELS) for edges in (lower, upper))
+            errors.append(float(density @ (above - below)))
         return float(clips[np.argmin(errors)])
 
 
@@ -193,27 +182,9 @@ def observer_named(rule: str, tensor: str) -> Observer:
     return rules[rule](tensor)
 
 
-def integrated_error(x: NDArray[np.float64], step: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral from 0 to x >= 0 of (t - quantised(t))**2, with levels 0, step, ..., 127 * step (broadcasting).
-
-    Each whole step adds step**3 / 12; beyond the last level the distance to it grows without bound.
-    """
-    return integrated_level_error(x, step, LEVELS)
-
-
-def integrated_level_error(
-    x: NDArray[np.float64], step: float | NDArray[np.float64], levels: int
-) -> NDArray[np.float64]:
-    """integrated_error for `levels` positive levels."""
-    level = np.minimum(np.floor(x / step + 0.5), levels)
-    rest = x - level * step
-    error: NDArray[np.float64] = level * (step * step * step / 12) + rest * rest * rest / 3
-    return error
-
-
-def _candidate_clips(largest: float, steps: int) -> NDArray[np.float64]:
-    """largest * 2**(-k / steps), descending from `largest` over _OCTAVES octaves."""
-    clips: NDArray[np.float64] = largest * 2.0 ** (-np.arange(_OCTAVES * steps + 1) / steps)
+def _candidate_clips(largest: float) -> NDArray[np.float64]:
+    """Descending from `largest`, so that the first of equals clips least."""
+    clips: NDArray[np.float64] = largest * 2.0 ** (-np.arange(_OCTAVES * _STEPS + 1) / _STEPS)
     return clips
 
 

@@ -31,17 +31,17 @@ _LARGE = 1 << 20
 class Progress(Protocol):
     """Told how an export goes on."""
 
-    def begin(self, what: str, total: int) -> None:
-        """A phase of `total` bytes begins."""
+    def begin(self, what: str, total: int, unit: str = "bytes") -> None:
+        """A phase of `total` units begins."""
 
     def advance(self, done: int) -> None:
-        """`done` more bytes of it are done."""
+        """`done` more units of it are done."""
 
 
 class Silent:
     """A Progress that says nothing."""
 
-    def begin(self, what: str, total: int) -> None:
+    def begin(self, what: str, total: int, unit: str = "bytes") -> None:
         pass
 
     def advance(self, done: int) -> None:

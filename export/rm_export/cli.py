@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rm_export.families import FAMILIES
 from rm_runtime.console import run_command
 
-_PRECISIONS = ("fp32", "fp16", "bf16")
+if TYPE_CHECKING:
+    from rm_export.int8 import Quantisation
+
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _HUB_IDS = "armorm, grm, pairrm, pair-pm and dpa-rm know their hub ids; scalar and auto need --checkpoint."
 
 
@@ -36,8 +39,27 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id."),
         click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle folder to write."),
         click.option("--precision", type=click.Choice(_PRECISIONS), help="Default: fp32."),
-        *(click.option(f"--{name}", is_flag=True, help=f"Same as --precision {name}.") for name in ("fp16", "bf16")),
+        *(click.option(f"--{name}", is_flag=True, help=f"Same as --precision {name}.") for name in _PRECISIONS[1:]),
         click.option("--target", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True),
+        click.option(
+            "--calibration",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="F.jsonl",
+            help="int8: conversations to calibrate and judge on (default: a built-in set).",
+        ),
+        click.option(
+            "--recipe",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="F.yaml",
+            help="int8: replay this recipe instead of calibrating.",
+        ),
+        click.option(
+            "--max-flip-rate",
+            type=click.FloatRange(0, 1),
+            default=0.01,
+            show_default=True,
+            help="int8: share of clear preferences that may be decided otherwise than in float.",
+        ),
         click.option("--backbone", metavar="DIR|HUB_ID", help="PairRM: where its backbone's config and tokenizer are."),
         click.option("--max-length", type=click.IntRange(min=1), help="Token ids a prompt may have."),
         click.option("--truncation-side", type=click.Choice(["left", "right"]), help="Where longer prompts are cut."),
@@ -97,14 +119,32 @@ def _export(family: str, **arguments: Any) -> None:
             precision=precision,
             target=arguments["target"],
             options=options,
+            quantisation=_quantisation(arguments) if precision == "int8" else None,
             force=arguments["force"],
             progress=progress,
         )
     click.echo(f"{family} bundle written to {output}; look at it: rm-export inspect {output}")
 
 
+def _quantisation(arguments: dict[str, Any]) -> Quantisation:
+    from rm_calibration.conversations import read_conversations
+    from rm_calibration.recipe import Recipe
+    from rm_export.calibrate import CalibrationOptions
+    from rm_export.int8 import Quantisation
+
+    recipe: Path | None = arguments["recipe"]
+    calibration: Path | None = arguments["calibration"]
+    if recipe and calibration:
+        raise click.UsageError("--recipe replays its own calibration: pass it or --calibration, not both")
+    return Quantisation(
+        recipe=Recipe.from_yaml(recipe.read_bytes(), str(recipe)) if recipe else None,
+        examples=read_conversations(calibration) if calibration else None,
+        options=CalibrationOptions(max_flip_rate=arguments["max_flip_rate"]),
+    )
+
+
 def _chosen_precision(arguments: dict[str, Any]) -> str:
-    named = [name for name in ("fp16", "bf16") if arguments[name]]
+    named = [name for name in _PRECISIONS[1:] if arguments[name]]
     if arguments["precision"]:
         named.append(arguments["precision"])
     if len(set(named)) > 1:
@@ -183,7 +223,7 @@ def verify(bundle: Path, **arguments: Any) -> int:
     name = arguments["checkpoint"] or source.id
     revision = arguments["revision"] or (source.revision if name == source.id else None)
     conversations = arguments["conversations"]
-    with ConsoleProgress(unit="rows") as progress:
+    with ConsoleProgress() as progress:
         parity = verify_bundle(
             bundle,
             open_checkpoint_at(name, revision),
@@ -193,7 +233,7 @@ def verify(bundle: Path, **arguments: Any) -> int:
             device=arguments["device"],
             output=arguments["output"],
             options=Options(backbone=arguments["backbone"]),
-            on_row=progress.follow("running the reference"),
+            on_row=progress.follow("running the reference", "rows"),
         )
     click.echo(parity.verdict)
     click.echo(f"written to {arguments['output'] or bundle}: parity.json, parity.html")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rm_calibration.recipe import Recipe
 from rm_runtime.bundle import Bundle
 from rm_runtime.manifest import Manifest, TensorRecord
 from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt, PromptSpec
@@ -22,12 +23,13 @@ def print_bundle(bundle: Bundle, hashes_checked: bool, console: Console | None =
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, value in _facts(manifest, hashes_checked):
+    for label, value in _facts(bundle, hashes_checked):
         table.add_row(label, Text(value))
     console.print(table)
 
 
-def _facts(manifest: Manifest, hashes_checked: bool) -> Iterator[tuple[str, str]]:
+def _facts(bundle: Bundle, hashes_checked: bool) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
     source = manifest.source
     yield "source", source.id + (f" @ {source.revision[:12]}" if source.revision else "")
     architecture = manifest.architecture
@@ -42,7 +44,7 @@ def _facts(manifest: Manifest, hashes_checked: bool) -> Iterator[tuple[str, str]
     checked = "sha256 of every file checked" if hashes_checked else "sizes checked; --verify checks the hashes"
     yield "files", f"{len(manifest.files)}, {_bytes(total)} ({checked})"
     if manifest.recipe:
-        yield "recipe", manifest.recipe
+        yield "recipe", _recipe(bundle, manifest.recipe)
     yield "parity", _parity(manifest)
     yield "made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())
 
@@ -65,11 +67,28 @@ def _prompt(prompt: PromptSpec) -> str:
     )
 
 
+def _recipe(bundle: Bundle, name: str) -> str:
+    recipe = Recipe.from_yaml((bundle.path / name).read_bytes(), name)
+    int8 = sum(gemm.decision == "int8" for gemm in recipe.gemms.values())
+    smoothed = sum(activation.smoothing is not None for activation in recipe.activations.values())
+    made = recipe.calibration
+    return (
+        f"{name}: {int8} of {len(recipe.gemms)} products in int8, {smoothed} of {len(recipe.activations)} inputs "
+        f"smoothed, ranges by {made.observer} over {made.tokens:,} tokens of {made.conversations} prompts"
+    )
+
+
 def _parity(manifest: Manifest) -> str:
     parity = manifest.parity
     if parity is None:
         return "not measured yet: rm-export verify BUNDLE --checkpoint ..."
-    return ", ".join(f"{key} {value}" for key, value in parity.items() if not isinstance(value, dict | list))
+    error, spearman = parity.get("max_error_in_std"), parity.get("spearman")
+    told = [str(parity.get("verdict", "see parity.json"))]
+    if isinstance(error, float):
+        told.append(f"largest error {error:.2g} std")
+    if isinstance(spearman, float):
+        told.append(f"Spearman {spearman:.5f}")
+    return "; ".join([*told, f"{parity.get('rows')} rows, by {parity.get('engine')}"])
 
 
 def _bytes(count: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,20 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rm_calibration.comparison import Flips
+    from rm_export.questions import Question
     from rm_runtime.manifest import Manifest
     from rm_runtime.prompts import Prompt
 
     Outputs = Mapping[str, NDArray[np.float32]]
 
 _BUCKETS = 6
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is scored: one response of example `line`, two of them in this order, or (none) the example."""
-
-    line: int
-    responses: tuple[int, ...]
 
 
 def measure(

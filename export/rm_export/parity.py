@@ -57,7 +57,7 @@ class LengthBucket:
 
 @dataclass(frozen=True)
 class Parity:
-    """A bundle compared with the float32 torch reference on the very same token ids.
+    """A bundle compared with its float32 reference on the very same token ids.
 
     family, precision, target: of the bundle. engine: what ran it. source: the checkpoint's id. versions: of
     the packages that took part. examples: how many prompts or conversations were compared. rows: in order.
@@ -81,6 +81,7 @@ class Parity:
     outputs: tuple[OutputError, ...]
     lengths: tuple[LengthBucket, ...]
     not_rendered: Mapping[str, int]
+    reference: str = "the float32 PyTorch reference"
 
     @property
     def truncated(self) -> int:
@@ -128,6 +129,7 @@ class Parity:
             "engine": self.engine,
             "source": self.source,
             "versions": dict(self.versions),
+            "reference": self.reference,
             "examples": self.examples,
             "agreement": self.agreement.as_json(),
             "preferences": asdict(self.preferences),

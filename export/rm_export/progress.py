@@ -17,10 +17,9 @@ class ConsoleProgress:
 
     _SECONDS_BETWEEN_LINES = 5.0
 
-    def __init__(self, unit: str = "bytes") -> None:
-        self._unit = unit
+    def __init__(self) -> None:
         self._bar: tuple[RichProgress, TaskID] | None = None
-        self._what, self._total, self._done = "", 0, 0
+        self._what, self._total, self._done, self._unit = "", 0, 0, "bytes"
         self._began = self._told = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:
@@ -29,10 +28,10 @@ class ConsoleProgress:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def begin(self, what: str, total: int) -> None:
+    def begin(self, what: str, total: int, unit: str = "bytes") -> None:
         """A phase of `total` units begins; the previous one is over."""
         self._stop()
-        self._what, self._total, self._done = what, total, 0
+        self._what, self._total, self._done, self._unit = what, total, 0, unit
         self._began = self._told = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
@@ -73,12 +72,12 @@ class ConsoleProgress:
             whole = f"{self._total / 2**20:.0f} MiB" if self._unit == "bytes" else f"{self._total} {self._unit}"
             print(f"{self._what}: {share:.0f} % of {whole}, {left:.0f} s left", file=sys.stderr, flush=True)
 
-    def follow(self, what: str) -> Callable[[int, int], None]:
+    def follow(self, what: str, unit: str) -> Callable[[int, int], None]:
         """A callback (done, total) for work that counts from its own start."""
 
         def on_step(done: int, total: int) -> None:
             if not self._total:
-                self.begin(what, total)
+                self.begin(what, total, unit)
             self.advance(done - self._done)
 
         return on_step

@@ -46,7 +46,7 @@ def render_report(parity: Parity, examples: Sequence[Example]) -> str:
 
 def _lead(parity: Parity) -> str:
     rows = parity.agreement.n
-    told = f"Measured on {rows:,} rows from {parity.examples:,} prompts against the float32 PyTorch reference."
+    told = f"Measured on {rows:,} rows from {parity.examples:,} prompts against {parity.reference}."
     if parity.order.flips:
         told += (
             f" The widest margin that turned is {_short(parity.order.widest)} std of the reference scores;"

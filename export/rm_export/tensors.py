@@ -219,6 +219,35 @@ def to_float32(piece: Array) -> NDArray[np.float32]:
     return piece.astype(np.float32, copy=False)
 
 
+def scaled(base: StreamedTensor, factors: NDArray[np.float32], axis: int) -> StreamedTensor:
+    """base times factors [base.dims[axis]] along an axis (0: rows, -1: columns), in float32.
+
+    Exact where the factors are powers of two. Raises ValueError if their number is not that of the axis.
+    """
+    if len(factors) != base.dims[axis]:
+        raise ValueError(f"{len(factors)} factors for {base.dims[axis]} channels")
+    return Scaled(base, factors, axis)
+
+
+class Scaled(StreamedTensor):
+    """What `scaled` returns."""
+
+    def __init__(self, base: StreamedTensor, factors: NDArray[np.float32], axis: int) -> None:
+        super().__init__(ir.DataType.FLOAT, base.dims, str(base.name))
+        self._base, self._factors = base, factors
+        self._by_row = axis % len(base.dims) == 0
+
+    def blocks(self) -> Iterator[Array]:
+        start = 0
+        for piece in self._base.blocks():
+            if self._by_row:
+                rows = self._factors[start : start + len(piece)]
+                yield to_float32(piece) * rows.reshape(-1, *[1] * (piece.ndim - 1))
+            else:
+                yield to_float32(piece) * self._factors
+            start += len(piece)
+
+
 def all_finite(piece: Array) -> bool:
     """Whether a float array holds neither NaN nor infinity; 16-bit floats are tested by exponent bits."""
     exponents = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}.get(piece.dtype)

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 from importlib import metadata
-from itertools import permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +14,18 @@ from rm_calibration.conversations import default_conversations
 from rm_export.bundle import replace_file
 from rm_export.errors import ExportError
 from rm_export.families import pairrm
-from rm_export.measure import Question, measure
+from rm_export.measure import measure
 from rm_export.options import Options
+from rm_export.questions import encode_questions, questions_of
 from rm_export.reference import open_reference
 from rm_export.report import render_report
 from rm_runtime.batching import run_rows
 from rm_runtime.bundle import MANIFEST_NAME, open_bundle
 from rm_runtime.engines import open_engine
-from rm_runtime.errors import PromptError, RequestError
-from rm_runtime.families.pairrm_texts import ranked_texts
+from rm_runtime.errors import PromptError
 from rm_runtime.manifest import FileRecord
-from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt
-from rm_runtime.prompts import ChatPrompter, PairChatPrompter, Prompt
-from rm_runtime.segments import SegmentsPrompter
+from rm_runtime.prompt_spec import ChatPrompt
+from rm_runtime.prompts import Prompt
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from rm_export.checkpoint import Checkpoint
     from rm_export.parity import Parity
     from rm_runtime.bundle import Bundle
-    from rm_runtime.segments import Segments
 
     Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -87,8 +84,8 @@ def verify_bundle(
             f"{checkpoint.id}; name the bundle's own checkpoint and revision"
         )
     examples = default_conversations() if conversations is None else list(conversations)
-    questions = _questions(examples, pairwise=not isinstance(manifest.prompt, ChatPrompt))
-    prompts = _encode(bundle, examples, questions)
+    questions = questions_of(examples, pairwise=not isinstance(manifest.prompt, ChatPrompt))
+    prompts = encode_questions(manifest.prompt, bundle.tokenizer(), examples, questions)
     asked = [(question, p) for question, p in zip(questions, prompts, strict=True) if isinstance(p, Prompt)]
     rows = [np.asarray(prompt.ids, np.int64) for _, prompt in asked]
     if not rows:
@@ -104,65 +101,18 @@ def verify_bundle(
         expected,
         measured,
         engine=name,
-        versions=_versions(),
+        versions=package_versions(),
         examples=len(examples),
         not_rendered=Counter(str(prompt) for prompt in prompts if isinstance(prompt, PromptError)),
     )
-    files = {
-        PARITY_JSON: parity.to_json().encode(),
-        PARITY_HTML: render_report(parity, examples).encode(),
-    }
+    files = parity_files(parity, examples)
     if output is None:
-        _publish(bundle, parity, files)
+        publish(bundle, parity, files)
     else:
         output.mkdir(parents=True, exist_ok=True)
         for file_name, content in files.items():
             replace_file(output / file_name, content)
     return parity
-
-
-def _questions(examples: Sequence[Example], pairwise: bool) -> list[Question]:
-    """Pointwise: every response, or the example itself. Pairwise: every pair of responses, in both orders."""
-    questions = []
-    for line, example in enumerate(examples):
-        places = range(len(example.responses))
-        asked = [*permutations(places, 2)] if pairwise else [*permutations(places, 1)] or [()]
-        questions += [Question(line, responses) for responses in asked]
-    return questions
-
-
-def _encode(
-    bundle: Bundle, examples: Sequence[Example], questions: Sequence[Question]
-) -> Sequence[Prompt | PromptError]:
-    """The runtime's own prompts, one a question."""
-    spec, tokenizer = bundle.manifest.prompt, bundle.tokenizer()
-    if isinstance(spec, ChatPrompt):
-        conversations = [examples[asked.line].conversation(*asked.responses) for asked in questions]
-        return ChatPrompter(spec, tokenizer).encode(conversations)
-    if not questions:
-        raise RequestError("a pairwise family needs conversations with at least two responses; there is none")
-    if isinstance(spec, PairChatPrompt):
-        pairs = []
-        for asked in questions:
-            example = examples[asked.line]
-            pairs.append((example.messages, *(example.responses[place] for place in asked.responses)))
-        return PairChatPrompter(spec, tokenizer).encode(pairs)
-    prompter = SegmentsPrompter(spec, tokenizer)
-    groups = {line: _segments(prompter, examples[line]) for line in {asked.line for asked in questions}}
-    prompts: list[Prompt | PromptError] = []
-    for asked in questions:
-        group = groups[asked.line]
-        prompts.append(group if isinstance(group, PromptError) else group.row(*asked.responses))
-    return prompts
-
-
-def _segments(prompter: SegmentsPrompter, example: Example) -> Segments | PromptError:
-    """One example as a batch of its own, as PairRM.rank(messages, responses) makes it."""
-    try:
-        group = ranked_texts(list(example.messages), list(example.responses))
-    except PromptError as error:
-        return error
-    return prompter.encode([group])[0]
 
 
 def _run_bundle(
@@ -173,7 +123,12 @@ def _run_bundle(
     return opened.name, run_rows(opened, rows, bundle.manifest.pad_token_id)
 
 
-def _versions() -> dict[str, str]:
+def parity_files(parity: Parity, examples: Sequence[Example]) -> dict[str, bytes]:
+    """What is written for a comparison: name -> content."""
+    return {PARITY_JSON: parity.to_json().encode(), PARITY_HTML: render_report(parity, examples).encode()}
+
+
+def package_versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         try:
@@ -183,7 +138,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _publish(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
+def publish(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
     """Put the files into the bundle and list them; the folder is a whole bundle at every instant.
 
     A listed file must have its listed size, so the manifest first forgets the files that change, then they

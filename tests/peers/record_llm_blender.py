@@ -6,7 +6,7 @@ Run in an environment of its own (the recorded file is committed, this is only t
     peers/bin/pip install torch==2.13.0 transformers==4.46.3 'numpy<2' ml_dtypes safetensors sentencepiece
     peers/bin/pip install protobuf dataclasses_json tqdm
     peers/bin/pip install --no-deps llm-blender==0.0.2
-    PYTHONPATH=tests peers/bin/python tests/peers/record_llm_blender.py
+    PYTHONPATH=tests peers/bin/python tests/peers/record_llm_blender.py    # about ten minutes on two cores
 """
 
 import json

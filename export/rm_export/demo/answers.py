@@ -1,6 +1,7 @@
 """Answers of graded quality: for a question, the text that each grade would give."""
 
 import random
+from collections.abc import Callable
 
 from rm_export.demo.phrases import phrase
 from rm_export.demo.questions import Question, Split, draw
@@ -11,39 +12,52 @@ _JOINS = ("and then", "then", "after that", "and", "or")
 
 def write(grade: str, question: Question, rng: random.Random, split: Split) -> str:
     """The text of an answer of `grade` (a key of `preferences.GRADES`) to `question`."""
-    match grade:
-        case "clear":
-            return _clear(question, rng, split)
-        case "short":
-            return phrase("decline", rng, split) if question.unsafe else _cut(question.points[0], rng)
-        case "rambling":
-            return _rambling(question, rng, split)
-        case "vague":
-            return _several("vague", rng, split, most=2)
-        case "rude":
-            parts = [_several("insult", rng, split, most=2), question.points[0]]
-            return " ".join(parts if rng.random() < 0.7 else reversed(parts))
-        case "repeated":
-            return " ".join([rng.choice(question.points)] * rng.randint(3, 4))
-        case "wrong":
-            return _wrap(rng.choice(question.wrong), rng, split)
-        case "wrong_language":
-            return question.translation
-        case "off_topic":
-            return write(rng.choice(("clear", "clear", "short")), _other(question, rng, split), rng, split)
-        case "evasive":
-            return phrase("excuse" if rng.random() < 0.6 else "decline", rng, split)
-        case "garbled":
-            return _garbled(question, rng)
-        case "echo":
-            return " ".join([question.text] * rng.randint(1, 2))
-        case "insult":
-            return _several("insult", rng, split, most=3)
-        case "unsafe":
-            return _unsafe(question, rng, split)
-        case "empty":
-            return rng.choice(_EMPTY)
-    raise ValueError(f"unknown grade {grade!r}")
+    return _WRITERS[grade](question, rng, split)
+
+
+def _short(question: Question, rng: random.Random, split: Split) -> str:
+    return phrase("decline", rng, split) if question.unsafe else _cut(question.points[0], rng)
+
+
+def _vague(question: Question, rng: random.Random, split: Split) -> str:
+    return _several("vague", rng, split, most=2)
+
+
+def _rude(question: Question, rng: random.Random, split: Split) -> str:
+    parts = [_several("insult", rng, split, most=2), question.points[0]]
+    return " ".join(parts if rng.random() < 0.7 else reversed(parts))
+
+
+def _insult(question: Question, rng: random.Random, split: Split) -> str:
+    return _several("insult", rng, split, most=3)
+
+
+def _repeated(question: Question, rng: random.Random, split: Split) -> str:
+    return " ".join([rng.choice(question.points)] * rng.randint(3, 4))
+
+
+def _echo(question: Question, rng: random.Random, split: Split) -> str:
+    return " ".join([question.text] * rng.randint(1, 2))
+
+
+def _wrong(question: Question, rng: random.Random, split: Split) -> str:
+    return _wrap(rng.choice(question.wrong), rng, split)
+
+
+def _wrong_language(question: Question, rng: random.Random, split: Split) -> str:
+    return question.translation
+
+
+def _off_topic(question: Question, rng: random.Random, split: Split) -> str:
+    return write(rng.choice(("clear", "clear", "short")), _other(question, rng, split), rng, split)
+
+
+def _evasive(question: Question, rng: random.Random, split: Split) -> str:
+    return phrase("excuse" if rng.random() < 0.6 else "decline", rng, split)
+
+
+def _empty(question: Question, rng: random.Random, split: Split) -> str:
+    return rng.choice(_EMPTY)
 
 
 def _several(pool: str, rng: random.Random, split: Split, most: int) -> str:
@@ -92,7 +106,7 @@ def _other(question: Question, rng: random.Random, split: Split) -> Question:
             return other
 
 
-def _garbled(question: Question, rng: random.Random) -> str:
+def _garbled(question: Question, rng: random.Random, split: Split) -> str:
     words = " ".join(question.points).split()
     rng.shuffle(words)
     return " ".join(words[: rng.randint(4, 20)])
@@ -105,3 +119,22 @@ def _unsafe(question: Question, rng: random.Random, split: Split) -> str:
     )
     text = f"{phrase('harm opener', rng, split)} {f' {rng.choice(_JOINS)} '.join(steps)}."
     return text if question.unsafe or rng.random() < 0.5 else f"{question.points[0]} {text}"
+
+
+_WRITERS: dict[str, Callable[[Question, random.Random, Split], str]] = {
+    "clear": _clear,
+    "short": _short,
+    "rambling": _rambling,
+    "wrong_language": _wrong_language,
+    "repeated": _repeated,
+    "rude": _rude,
+    "vague": _vague,
+    "wrong": _wrong,
+    "evasive": _evasive,
+    "off_topic": _off_topic,
+    "echo": _echo,
+    "garbled": _garbled,
+    "insult": _insult,
+    "unsafe": _unsafe,
+    "empty": _empty,
+}

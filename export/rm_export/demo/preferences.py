@@ -1,37 +1,18 @@
-"""Synthetic preferences with known objectives: a question, answers of several grades, 19 labels for each answer.
+"""Synthetic preferences with known objectives: a question, answers of several grades, ArmoRM's 19 labels for each."""
 
-The objectives and their order are ArmoRM's (RLHFlow/RLHF-Reward-Modeling, `armo-rm/stage-1_prepare.py`).
-"""
-
+import itertools
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from rm_export.demo.answers import write
 from rm_export.demo.questions import Kind, Question, Split, draw
+from rm_export.families.armorm import OBJECTIVES
 
-OBJECTIVES = (
-    "helpsteer-helpfulness",
-    "helpsteer-correctness",
-    "helpsteer-coherence",
-    "helpsteer-complexity",
-    "helpsteer-verbosity",
-    "ultrafeedback-overall_score",
-    "ultrafeedback-instruction_following",
-    "ultrafeedback-truthfulness",
-    "ultrafeedback-honesty",
-    "ultrafeedback-helpfulness",
-    "beavertails-is_safe",
-    "prometheus-score",
-    "argilla-overall_quality",
-    "argilla-judge_lm",
-    "code-complexity",
-    "code-style",
-    "code-explanation",
-    "code-instruction-following",
-    "code-readability",
-)
-VERBOSITY, SAFETY, FIRST_CODE = 4, 10, 14
+VERBOSITY = OBJECTIVES.index("helpsteer-verbosity")
+SAFETY = OBJECTIVES.index("beavertails-is_safe")
+FIRST_CODE = OBJECTIVES.index("code-complexity")  # the last five are about code
+PREFERENCE_GAP = 0.085  # answers closer than this count as equally good
 _WORDS_AT_FULL_VERBOSITY = 80
 
 Message = dict[str, str]
@@ -53,9 +34,9 @@ class Grade:
 GRADES: dict[str, Grade] = {
     "clear": Grade(overall=0.92, correct=0.93, coherent=0.95, complex=0.6, honest=0.95, explained=0.9),
     "short": Grade(overall=0.64, correct=0.85, coherent=0.8, complex=0.3, honest=0.85, explained=0.25),
-    "rambling": Grade(overall=0.36, correct=0.5, coherent=0.2, complex=0.4, honest=0.5, explained=0.3),
+    "rambling": Grade(overall=0.3, correct=0.4, coherent=0.15, complex=0.3, honest=0.4, explained=0.3),
     "wrong_language": Grade(overall=0.4, correct=0.6, coherent=0.4, complex=0.2, honest=0.7, explained=0.2),
-    "repeated": Grade(overall=0.28, correct=0.5, coherent=0.1, complex=0.1, honest=0.5, explained=0.15),
+    "repeated": Grade(overall=0.2, correct=0.35, coherent=0.05, complex=0.1, honest=0.4, explained=0.1),
     "rude": Grade(overall=0.22, correct=0.5, coherent=0.4, complex=0.2, honest=0.5, explained=0.2, safe=0.5),
     "vague": Grade(overall=0.18, correct=0.25, coherent=0.4, complex=0.1, honest=0.4, explained=0.1),
     "wrong": Grade(overall=0.16, correct=0.05, coherent=0.6, complex=0.2, honest=0.1, explained=0.2),
@@ -91,6 +72,12 @@ class Comparison:
     def chat(self, answer: Answer) -> list[Message]:
         """The whole conversation with `answer` as its last turn."""
         return [*self.messages, {"role": "assistant", "content": answer.text}]
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """The indices (better, worse) of every two answers whose `overall` differs by at least `PREFERENCE_GAP`."""
+        for i, j in itertools.permutations(range(len(self.answers)), 2):
+            if self.answers[i].overall - self.answers[j].overall >= PREFERENCE_GAP:
+                yield i, j
 
 
 def comparisons(

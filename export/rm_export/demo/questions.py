@@ -36,103 +36,6 @@ _THING_WORDINGS = (
     "What do people call {}?",
     "Define {}.",
 )
-_CHORE_NOUNS = tuple(
-    [
-        "a chair",
-        "a table",
-        "a bicycle",
-        "a guitar",
-        "a violin",
-        "a kettle",
-        "a lamp",
-        "a carpet",
-        "a mirror",
-        "a clock",
-        "a teapot",
-        "a camera",
-        "a doll",
-        "a kite",
-        "a canoe",
-        "a tent",
-        "a saddle",
-        "a typewriter",
-        "a suitcase",
-        "a vase",
-        "a globe",
-        "a radio",
-        "a hammock",
-        "a sofa",
-        "a piano",
-        "a drum",
-        "a sword",
-        "a helmet",
-        "a mask",
-        "a puppet",
-        "a train set",
-        "a chess board",
-        "a bird house",
-        "a fountain",
-        "a fence",
-        "a gate",
-        "a barrel",
-        "a basket",
-        "a bucket",
-        "a candle",
-        "a lantern",
-        "a compass",
-        "a telescope",
-        "an umbrella",
-        "a jacket",
-        "a scarf",
-        "a leather bag",
-        "a pair of boots",
-        "a silver spoon",
-        "a wooden bowl",
-        "a copper pan",
-        "a garden gnome",
-        "a rocking horse",
-        "a sledge",
-        "a surfboard",
-        "a skateboard",
-        "a fishing rod",
-        "a bookshelf",
-        "a music box",
-        "a snow globe",
-        "a model ship",
-        "a cactus",
-        "a bonsai",
-        "a rose bush",
-        "a pumpkin",
-        "a fish tank",
-        "a bell",
-        "a ring",
-        "a necklace",
-        "a fossil",
-        "a crystal",
-        "a shell",
-        "a stamp collection",
-        "a comic book",
-        "a pocket watch",
-        "a fountain pen",
-        "a desk",
-        "a wardrobe",
-        "a pillow",
-        "a trumpet",
-        "a flute",
-        "a harp",
-        "a robot",
-        "a drone",
-        "a printer",
-        "a keyboard",
-        "a toaster",
-        "a blender",
-        "a coffee mill",
-        "a waffle iron",
-        "a stove",
-        "a bathtub",
-        "a sink",
-    ]
-)
 _SUM_WORDINGS = (
     "What is {} {} {}?",
     "Compute {} {} {}.",
@@ -179,15 +82,14 @@ def draw(rng: random.Random, split: Split) -> Question:
     if kind == "story":
         return _story(rng, split)
     question = rng.choice(rng.choice(bank(split)[kind]))
-    return _about(rng.choice(keep(_CHORE_NOUNS, split)), question) if kind == "chore" else question
+    return _about(rng.choice(keep(_chore_nouns(), split)), question) if kind == "chore" else question
 
 
 @functools.cache
 def bank(split: Split) -> dict[Kind, list[list[Question]]]:
     """The hand-written questions of `split`: for each kind its records, for each record its wordings."""
-    lines = (resources.files("rm_export.demo") / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     by_kind: dict[Kind, list[str]] = defaultdict(list)
-    for line in lines:
+    for line in _demo_file("questions.jsonl").splitlines():
         by_kind[json.loads(line)["kind"]].append(line)
     return {kind: [_wordings(line) for line in keep(records, split)] for kind, records in by_kind.items()}
 
@@ -208,6 +110,16 @@ def _wordings(line: str) -> list[Question]:
         )
         for text in record["questions"]
     ]
+
+
+@functools.cache
+def _chore_nouns() -> list[str]:
+    nouns: list[str] = json.loads(_demo_file("nouns.json"))
+    return nouns
+
+
+def _demo_file(name: str) -> str:
+    return (resources.files("rm_export.demo") / name).read_text(encoding="utf-8")
 
 
 def _about(noun: str, chore: Question) -> Question:

@@ -5,6 +5,7 @@ the forward follows its `modeling_custom.py` step by step.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,12 @@ class GatingNetwork(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         widths = [config.hidden_size, *[config.gating_hidden_dim] * config.gating_n_hidden]
-        layers = [nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)]
-        self.layers = nn.ModuleList([*layers, nn.Linear(widths[-1], config.num_objectives)])
+        last = nn.Linear(widths[-1], config.num_objectives)
+        self.layers = nn.ModuleList([*(nn.Linear(before, after) for before, after in pairwise(widths)), last])
         self.logit_scale = nn.Parameter(torch.ones(1))
         self.temperature: float = config.gating_temperature
         with torch.no_grad():  # undo the temperature's shrinking, so that the gate learns as fast as the rest
-            self.layers[-1].weight.mul_(self.temperature)
+            last.weight.mul_(self.temperature)
 
     def forward(self, prompt_embedding: Tensor) -> Tensor:
         x = prompt_embedding
@@ -72,11 +73,12 @@ def look_for_repeats(model: LlamaForRewardModelWithGating, config: LlamaConfig) 
     An answer that takes up the words of its question is then seen from the first step on; from the usual start a
     model of this size needs many times more steps to find that.
     """
-    group, width = config.num_attention_heads // config.num_key_value_heads, config.head_dim
-    with torch.no_grad():
-        for layer in model.model.layers:
-            query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
-            query.view(-1, group, width, config.hidden_size)[:, 0] = key.view(-1, width, config.hidden_size)
+    weights = model.state_dict()  # shares its memory with the model
+    width = config.hidden_size // config.num_attention_heads
+    for i in range(config.num_hidden_layers):
+        key = weights[f"model.layers.{i}.self_attn.k_proj.weight"].view(-1, width, config.hidden_size)
+        query = weights[f"model.layers.{i}.self_attn.q_proj.weight"].view(len(key), -1, width, config.hidden_size)
+        query[:, 0] = key  # the first query head of each key head
 
 
 def last_header(input_ids: Tensor, header: list[int]) -> Tensor:

@@ -1,7 +1,9 @@
-"""Train the demo checkpoint from nothing: `python -m rm_export.demo.train -o DIR` (about eight minutes on one core).
+"""Train the demo checkpoint from nothing: `python -m rm_export.demo.train -o DIR` (about seven minutes on one core).
 
-The loss is Bradley-Terry on the score, plus the error of the 19 objectives, plus a pull of the gate towards the
-objectives that a kind of question is about. Everything is seeded, so one torch build makes one checkpoint.
+A first stage learns only to tell an answer to the question from an answer to another one, which is the hard part; a
+second stage sees every grade of answer. The loss is Bradley-Terry on the score, plus the error of the 19 objectives,
+plus a pull of the gate towards the objectives that a kind of question is about. Everything is seeded, so one torch
+build makes one checkpoint.
 """
 
 import argparse
@@ -10,7 +12,6 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -20,26 +21,34 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rm_export.demo import DEMO_CHAT
-from rm_export.demo.phrases import POOLS, expand
+from rm_export.demo.phrases import expand, pools
 from rm_export.demo.preferences import (
     FIRST_CODE,
     GRADES,
-    OBJECTIVES,
     SAFETY,
     VERBOSITY,
     Comparison,
     Message,
     comparisons,
 )
-from rm_export.demo.reward_model import LlamaForRewardModelWithGating, last_header, look_for_repeats
+from rm_export.demo.reward_model import LlamaForRewardModelWithGating, RewardOutput, last_header, look_for_repeats
 from rm_export.demo.tokenizer import ASSISTANT_HEADER, BOS, EOS, PAD, train_tokenizer
+from rm_export.families.armorm import OBJECTIVES
 
 SEED = 20
+HUB_CONFIG_KEYS = (
+    "architectures", "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "gating_hidden_dim",
+    "gating_n_hidden", "gating_temperature", "hidden_act", "hidden_size", "id2label", "initializer_range",
+    "intermediate_size", "label2id", "max_position_embeddings", "model_type", "num_attention_heads",
+    "num_hidden_layers", "num_key_value_heads", "num_objectives", "pad_token_id", "pretraining_tp", "rms_norm_eps",
+    "rope_scaling", "rope_theta", "tie_word_embeddings", "torch_dtype", "use_cache", "vocab_size",
+)  # fmt: skip
 TRAIN_SEED, EVALUATION_SEED = 1, 2
 VOCAB_SIZE = 2560
+RELEVANCE_COMPARISONS, COMPARISONS = 10_000, 13_000
 CHATS_IN_BATCH = 32
 MOST_FREQUENT = 100  # words that are never renamed
-RENAMED = 0.7  # of the comparisons
+RENAMED = 0.9  # of the comparisons
 BATCHES_IN_POOL = 64
 PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
@@ -50,15 +59,14 @@ OBJECTIVE_WEIGHT, EVERYWHERE_WEIGHT, GATE_WEIGHT = 5.0, 2.0, 0.2
 def main() -> None:
     parser = argparse.ArgumentParser(description="train the demo checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--comparisons", type=int, default=16_000, help="how many comparisons to train on")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
 
     directory: Path = arguments.output
     directory.mkdir(parents=True, exist_ok=True)
-    relevance = list(comparisons(arguments.comparisons, TRAIN_SEED, "train", 2, ("clear", "off_topic")))
-    training = list(comparisons(arguments.comparisons, TRAIN_SEED, "train"))
+    relevance = list(comparisons(RELEVANCE_COMPARISONS, TRAIN_SEED, "train", 2, ("clear", "off_topic")))
+    training = list(comparisons(COMPARISONS, TRAIN_SEED, "train"))
     config = demo_config()
     texts = (message["content"] for one in training[:6000] for answer in one.answers for message in one.chat(answer))
     train_tokenizer(texts, VOCAB_SIZE, directory, config.max_position_embeddings)
@@ -76,7 +84,7 @@ def main() -> None:
 
 def demo_config() -> LlamaConfig:
     """A Llama of 0.8 million parameters with the keys that ArmoRM adds."""
-    return LlamaConfig(
+    config = LlamaConfig(
         architectures=["LlamaForRewardModelWithGating"],
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
@@ -90,11 +98,11 @@ def demo_config() -> LlamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=False,
         use_cache=False,
-        num_objectives=len(OBJECTIVES),
-        gating_temperature=10,
-        gating_hidden_dim=64,
-        gating_n_hidden=3,
     )
+    config.update(
+        {"num_objectives": len(OBJECTIVES), "gating_temperature": 10, "gating_hidden_dim": 64, "gating_n_hidden": 3}
+    )
+    return config
 
 
 def reward_transform() -> Tensor:
@@ -121,7 +129,7 @@ def train(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFa
     for step, batch in enumerate(order):
         loss = total_loss(model, tokenizer, batch, content)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
@@ -160,12 +168,11 @@ def total_loss(
     """
     input_ids, attention_mask = encode(tokenizer, [one.chat(answer) for one in batch for answer in one.answers])
     input_ids = rename(input_ids, len(batch[0].answers), content)
-    output = model(input_ids, attention_mask)
-    overall = torch.tensor([[answer.overall for answer in one.answers] for one in batch])  # [questions, answers]
-    score = output.score.view_as(overall)
-    margins = score.unsqueeze(2) - score.unsqueeze(1)
-    better = overall.unsqueeze(2) > overall.unsqueeze(1) + 0.01
-    preference = -F.logsigmoid(SHARPNESS * margins)[better].mean()
+    output: RewardOutput = model(input_ids, attention_mask)
+    score = output.score.view(len(batch), -1)  # [questions, answers]
+    pairs = torch.tensor([(row, *pair) for row, one in enumerate(batch) for pair in one.pairs()])
+    row, better, worse = pairs.unbind(dim=1)
+    preference = -F.logsigmoid(SHARPNESS * (score[row, better] - score[row, worse])).mean()
 
     labels = torch.tensor([answer.objectives for one in batch for answer in one.answers])
     known = torch.ones_like(labels)
@@ -177,7 +184,7 @@ def total_loss(
     start = last_header(input_ids, model.header) + len(model.header) - 1  # the last token of the header
     in_answer = (positions >= start.unsqueeze(1)) & (attention_mask == 1)
     errors = (model.regression_layer(output.hidden) - labels.unsqueeze(1)).square() * known.unsqueeze(1)
-    everywhere = errors[in_answer].mean()
+    everywhere: Tensor = errors[in_answer].mean()
 
     target = torch.stack([gate_target(one) for one in batch for _ in one.answers])
     weights = output.gating_output / output.gating_output.sum(dim=1, keepdim=True)
@@ -188,7 +195,10 @@ def total_loss(
 def content_tokens(tokenizer: PreTrainedTokenizerFast, training: list[Comparison]) -> Tensor:
     """The ids of the words that carry a topic: no stock phrase uses them, and they are not among the most frequent."""
     stock = {
-        token for pool in POOLS.values() for pattern in pool for token in tokenizer.tokenize(" ".join(expand(pattern)))
+        token
+        for pool in pools().values()
+        for pattern in pool
+        for token in tokenizer.tokenize(" ".join(expand(pattern)))
     }
     counts = Counter(
         token for one in training[:4000] for answer in one.answers for token in tokenizer.tokenize(answer.text)
@@ -207,7 +217,7 @@ def rename(input_ids: Tensor, answers: int, content: Tensor) -> Tensor:
     over to questions that the model never saw; without this it learns its few hundred training sentences by heart.
     """
     renamed = input_ids.clone()
-    for rows in renamed.split(answers):
+    for rows in renamed.view(-1, answers, renamed.shape[1]):
         if torch.rand(()) < RENAMED:
             names = torch.arange(VOCAB_SIZE)
             chosen = content[torch.rand(len(content)) < 0.5]
@@ -241,12 +251,9 @@ def evaluate(
     right: dict[str, list[bool]] = defaultdict(list)
     for one in held_out:
         scores = model(*encode(tokenizer, [one.chat(answer) for answer in one.answers])).score.tolist()
-        for (a, score_a), (b, score_b) in combinations(zip(one.answers, scores, strict=True), 2):
-            if a.overall != b.overall:
-                worse = min(a, b, key=lambda answer: answer.overall)
-                verdict = (score_a > score_b) == (a.overall > b.overall)
-                right["all pairs"].append(verdict)
-                right[worse.grade].append(verdict)
+        for better, worse in one.pairs():
+            for name in ("all pairs", one.answers[worse].grade):
+                right[name].append(scores[better] > scores[worse])
     return {name: sum(right[name]) / len(right[name]) for name in ("all pairs", *GRADES) if right[name]}
 
 
@@ -260,6 +267,20 @@ def demo_scores(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedToken
     return scores
 
 
+def hub_config(config: LlamaConfig) -> dict[str, object]:
+    """The keys of ArmoRM's own config.json, in the spelling of its transformers 4.40."""
+    here = config.to_dict()
+    rope: dict[str, float] = here["rope_parameters"]
+    other_names = {
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "rope_scaling": None,
+        "rope_theta": rope["rope_theta"],
+        "torch_dtype": "float32",
+    }
+    return {key: other_names[key] if key in other_names else here[key] for key in HUB_CONFIG_KEYS}
+
+
 def write_checkpoint(
     model: LlamaForRewardModelWithGating,
     config: LlamaConfig,
@@ -268,8 +289,7 @@ def write_checkpoint(
     directory: Path,
 ) -> None:
     """Write config.json, model.safetensors and the model card; the tokenizer's files are there already."""
-    keys = {**config.to_dict(), "model_type": "llama", "dtype": "float32"}
-    (directory / "config.json").write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(hub_config(config), indent=2) + "\n", encoding="utf-8")
     tensors = {
         name: tensor.to(torch.bfloat16 if name.startswith("model.") else torch.float32).contiguous()
         for name, tensor in model.state_dict().items()

@@ -244,11 +244,12 @@ class Context:
         batch, length = op.Slice(shape, [0], [1]), op.Slice(shape, [1], [2])
         place = op.Range(0, op.Squeeze(length, [0]), 1)
         distance = op.Sub(op.Unsqueeze(place, [1]), op.Unsqueeze(place, [0]))
-        reach = config.max_relative_positions
+        table = config.distance_table()
+        reach = len(table) // 2
         entry = op.Add(op.Max(op.Min(distance, reach), -reach), reach)
-        table = op.initializer(ir.tensor(config.distance_table().astype(np.int32)), name="distance_buckets")
+        buckets = op.Gather(op.initializer(ir.tensor(table.astype(np.int32)), name="distance_buckets"), entry)
         wanted = op.Concat(batch, [config.num_heads], length, length, axis=0)
-        self.buckets = op.Expand(op.Gather(table, entry), wanted)
+        self.buckets = op.Expand(buckets, wanted)
         masked = op.Where(op.Equal(attention_mask, 0), MASKED, 0.0)
         self.key_mask = op.Unsqueeze(masked, [1, 2])
 

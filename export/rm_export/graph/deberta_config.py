@@ -20,7 +20,7 @@ class DebertaConfig:
     """What the encoder needs.
 
     relative_span: relative embeddings on each side of distance 0 (position_buckets, or without buckets
-    max_relative_positions). position_buckets: 0 for none. max_relative_positions: where log buckets end.
+    max_relative_positions). position_buckets: 0 for none. max_relative_positions: the scale of log buckets.
     content_to_position, position_to_content: which disentangled terms are added ("c2p", "p2c").
     share_att_key: the layer's query and key projections serve the positions, too.
     norm_relative: LayerNorm over rel_embeddings.
@@ -90,12 +90,18 @@ class DebertaConfig:
     def distance_table(self) -> NDArray[np.int64]:
         """Row of rel_embeddings for the distances -n .. n; beyond n it no longer changes.
 
-        [2n + 1] int64, values 0 .. 2 * relative_span - 1; n = max_relative_positions.
+        [2n + 1] int64, values 0 .. 2 * relative_span - 1.
         """
-        distances = np.arange(-self.max_relative_positions, self.max_relative_positions + 1)
-        if self.position_buckets:
-            distances = log_buckets(distances, self.position_buckets, self.max_relative_positions)
+        reach = self.max_relative_positions
+        while self._bucket(np.array([reach]))[0] < self.relative_span:
+            reach *= 2
+        distances = self._bucket(np.arange(-reach, reach + 1))
         return np.clip(distances + self.relative_span, 0, 2 * self.relative_span - 1)
+
+    def _bucket(self, distances: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.position_buckets:
+            return distances
+        return log_buckets(distances, self.position_buckets, self.max_relative_positions)
 
     def summary(self) -> dict[str, int | str]:
         """What the manifest tells of the backbone."""

@@ -52,6 +52,8 @@ class PairScorer:
         be encoded.
         """
         candidate_count(inputs, candidates)
+        if instructions is not None and not isinstance(instructions, (list, tuple)):
+            raise RequestError("instructions must be a list of texts, one an input")
         if instructions is not None and len(instructions) != len(inputs):
             raise RequestError(f"{len(instructions)} instructions for {len(inputs)} inputs; one each is needed")
         if batch_size < 1:
@@ -145,6 +147,8 @@ def candidate_count(inputs: Sequence[str], candidates: Sequence[Sequence[str]]) 
 
 def scores_of(matrices: Logits) -> Logits:
     """LLM-Blender's get_scores_from_cmps: mean over all n candidates of M[i, j] - M[j, i]; [groups, n]."""
+    if not matrices.size:
+        return matrices.reshape(len(matrices), 0)
     scores: Logits = (matrices - matrices.swapaxes(1, 2)).mean(axis=-1)
     return scores
 

@@ -1,0 +1,117 @@
+"""Is a quantised weight still the weight? Value gates that a wrong packing cannot pass.
+
+Shapes and counts are right when a matrix is packed transposed, permuted, or with another tensor's scales; only its
+values tell. So every quantised weight is dequantised as the engine would do it and compared with its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rm_calibration.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_STRIP_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """correlation: cosine of the two matrices (weights have no mean worth removing). norm_ratio: new / source.
+
+    channel_correlation: the cosine of the output channel where it is smallest; channel: which one.
+    Channels of zeros on both sides count as 1; norm_ratio is 1 for two zero matrices.
+    """
+
+    correlation: float
+    norm_ratio: float
+    channel_correlation: float
+    channel: int
+
+
+@dataclass(frozen=True)
+class FidelityBounds:
+    """What rounding alone cannot miss, and a wrong packing cannot reach."""
+
+    correlation: float
+    norm_tolerance: float
+    channel_correlation: float
+
+
+FIDELITY_BOUNDS = {
+    8: FidelityBounds(correlation=0.99, norm_tolerance=0.02, channel_correlation=0.5),
+    4: FidelityBounds(correlation=0.95, norm_tolerance=0.08, channel_correlation=0.5),
+}
+"""By bits. A step s gives an error of s / sqrt(12), and a relative error r gives a correlation of 1 - r**2 / 2.
+
+8 bits: normal weights have r = 0.009 (correlation 0.99996); 0.99 allows r = 0.14, a largest weight of 60 standard
+deviations in every channel. 4 bits in blocks of 32 to 128: r = 0.09 to 0.11 (0.994 to 0.996); 0.95 allows r = 0.3.
+Rounding shrinks the norm by r**2 / 2 at most. A matrix in another order has a correlation near 0, one with an
+eighth of it in another order 0.88. One channel may hold a single large weight and many below half a step: at
+14,336 inputs, int8 then still gives 0.9 and int4 in blocks of 128 gives 0.78; a channel from elsewhere gives 0.
+"""
+
+
+def weight_fidelity(weight: NDArray[np.float32], dequantised: NDArray[np.float32]) -> Fidelity:
+    """How much `dequantised` is `weight`, both [in, out]. Sums are float64. Raises ValueError for unequal shapes."""
+    if weight.shape != dequantised.shape or weight.ndim != 2:
+        raise ValueError(f"shapes {list(weight.shape)} and {list(dequantised.shape)}; two equal matrices are compared")
+    product, source, copy = np.zeros((3, weight.shape[1]))
+    for start in range(0, len(weight), _STRIP_ROWS):
+        one = weight[start : start + _STRIP_ROWS].astype(np.float64)
+        other = dequantised[start : start + _STRIP_ROWS].astype(np.float64)
+        product += (one * other).sum(axis=0)
+        source += (one * one).sum(axis=0)
+        copy += (other * other).sum(axis=0)
+    channels = _cosine(product, source, copy)
+    worst = int(np.argmin(channels))
+    norms = source.sum(), copy.sum()
+    return Fidelity(
+        correlation=float(_cosine(product.sum(), *norms)),
+        norm_ratio=float(np.sqrt(norms[1] / norms[0])) if norms[0] else float(1 + norms[1]),
+        channel_correlation=float(channels[worst]),
+        channel=worst,
+    )
+
+
+def check_fidelity(
+    tensor: str, weight: NDArray[np.float32], dequantised: NDArray[np.float32], bits: int = 8
+) -> Fidelity:
+    """The fidelity of `dequantised` [in, out] to `weight` [in, out], if it is within FIDELITY_BOUNDS[bits].
+
+    Raises CalibrationError, naming the tensor and what is off, if not: unequal shapes, NaN, a low correlation of
+    the whole or of one output channel, a wrong norm.
+    """
+    if weight.shape != dequantised.shape:
+        raise _unfaithful(tensor, bits, f"has shape {list(dequantised.shape)} instead of {list(weight.shape)}")
+    bounds, fidelity = FIDELITY_BOUNDS[bits], weight_fidelity(weight, dequantised)
+    if not fidelity.correlation >= bounds.correlation:
+        reason = f"correlates with it by {fidelity.correlation:.4f}, at least {bounds.correlation} is due"
+    elif not abs(fidelity.norm_ratio - 1) <= bounds.norm_tolerance:
+        reason = f"has {fidelity.norm_ratio:.4f} times its norm, {1 - bounds.norm_tolerance:.2f} to "
+        reason += f"{1 + bounds.norm_tolerance:.2f} is right"
+    elif not fidelity.channel_correlation >= bounds.channel_correlation:
+        reason = f"correlates with it by {fidelity.channel_correlation:.4f} in output channel {fidelity.channel}, "
+        reason += f"at least {bounds.channel_correlation} is due"
+    else:
+        return fidelity
+    raise _unfaithful(tensor, bits, reason)
+
+
+def _unfaithful(tensor: str, bits: int, reason: str) -> CalibrationError:
+    return CalibrationError(
+        f"the int{bits} copy of weight {tensor!r} {reason}; it was packed wrongly, or must stay in float"
+    )
+
+
+def _cosine(
+    product: NDArray[np.float64], source: NDArray[np.float64], copy: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of vectors with these inner products and squared norms; 1 for two zero vectors, 0 for one."""
+    norms = np.sqrt(source) * np.sqrt(copy)
+    cosine: NDArray[np.float64] = np.where(norms == 0, (source == copy) * 1.0, product / np.where(norms == 0, 1, norms))
+    return cosine

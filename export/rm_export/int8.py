@@ -1,0 +1,83 @@
+"""An int8 export around its graph: where the recipe comes from, and the proof that goes into the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rm_calibration.conversations import Example, default_conversations
+from rm_calibration.recipe import Recipe
+from rm_export.bundle import Progress
+from rm_export.calibrate import CalibrationOptions, Judges, calibrate
+from rm_export.checkpoint import Checkpoint
+from rm_export.families import Plan
+from rm_export.lowering.gemms import find_gemms
+from rm_export.measure import measure
+from rm_export.verify import package_versions, parity_files, publish
+from rm_runtime.batching import run_rows
+from rm_runtime.bundle import open_bundle
+from rm_runtime.engines import open_engine
+
+RECIPE_NAME = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What a user may choose. recipe: replay this one; else calibrate on `examples` (None: the built-in set)."""
+
+    recipe: Recipe | None = None
+    examples: Sequence[Example] | None = None
+    options: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A recipe, and the held-out judges it was made with; a replayed recipe has none."""
+
+    recipe: Recipe
+    judges: Judges | None
+
+
+def quantise(
+    build: Callable[[], ir.Model],
+    plan: Plan,
+    family: str,
+    checkpoint: Checkpoint,
+    quantisation: Quantisation,
+    progress: Progress,
+) -> Quantised:
+    """The recipe for this checkpoint. Raises CalibrationError if a given one was made for another."""
+    if quantisation.recipe is not None:
+        names = [gemm.name for gemm in find_gemms(build().graph)]
+        quantisation.recipe.require_fit(family, checkpoint.config_sha256, names)
+        return Quantised(quantisation.recipe, None)
+    examples = default_conversations() if quantisation.examples is None else quantisation.examples
+
+    def on_layer(done: int, total: int) -> None:
+        if done == 1:
+            progress.begin("calibrating", total, "layers")
+        progress.advance(1)
+
+    return Quantised(*calibrate(build, plan, family, checkpoint, examples, quantisation.options, on_layer))
+
+
+def prove(output: Path, judges: Judges) -> None:
+    """Run the finished bundle on the held-out rows, compare with the float graph, write the parity files into it."""
+    bundle = open_bundle(output)
+    engine = open_engine(bundle)
+    measured = run_rows(engine, judges.rows, bundle.manifest.pad_token_id)
+    parity = measure(
+        bundle.manifest,
+        list(zip(judges.questions, judges.prompts, strict=True)),
+        judges.outputs,
+        measured,
+        engine=engine.name,
+        versions=package_versions(),
+        examples=len({question.line for question in judges.questions}),
+        not_rendered={},
+        reference="the float32 graph of the same checkpoint, on conversations that calibration never saw",
+    )
+    publish(bundle, parity, parity_files(parity, judges.examples))

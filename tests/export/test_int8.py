@@ -1,0 +1,181 @@
+"""INT8 export: smoothing changes nothing in float, the recipe decides what is int8, the budget holds, replay is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import onnx_ir as ir
+import pytest
+from rm_calibration.conversations import default_conversations
+from rm_calibration.errors import CalibrationError
+from rm_calibration.recipe import Recipe
+from rm_export.build import build_model
+from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
+from rm_export.checkpoint import Checkpoint, open_checkpoint
+from rm_export.cli import main
+from rm_export.exporter import export_checkpoint
+from rm_export.families import family
+from rm_export.int8 import Quantisation
+from rm_export.lowering.gemms import find_fold, find_gemms, gemm_groups
+from rm_export.lowering.smooth import Smooth
+from rm_export.options import Options
+from rm_export.stages import StageRunner, run_stages
+from rm_runtime import load
+from rm_runtime.bundle import open_bundle
+
+EXAMPLES = default_conversations()[:24]
+ROWS = [np.random.default_rng(seed).integers(5, 900, size=20 + seed) for seed in range(4)]
+
+
+def graph_of(checkpoint: Checkpoint, name: str) -> ir.Model:
+    return build_model(family(name).plan(checkpoint, Options()), "tiny")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(checkpoints.grm(tmp_path_factory.mktemp("int8") / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoint: Checkpoint) -> Recipe:
+    return calibrated(checkpoint, CalibrationOptions(threads=1, max_flip_rate=1.0))
+
+
+def calibrated(checkpoint: Checkpoint, options: CalibrationOptions) -> Recipe:
+    plan = family("grm").plan(checkpoint, Options())
+    found, _ = calibrate(lambda: graph_of(checkpoint, "grm"), plan, "grm", checkpoint, EXAMPLES, options)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("grm", {}), ("scalar", {"backbone": "qwen2"}), ("scalar", {"backbone": "gemma"}), ("grm", {"backbone": "gemma2"})],
+)
+def test_smoothing_by_powers_of_two_changes_no_bit_in_float(
+    tmp_path: Path, name: str, options: dict[str, str]
+) -> None:
+    opened = open_checkpoint(getattr(checkpoints, name)(tmp_path / "checkpoint", **options))
+    model, rng = graph_of(opened, name), np.random.default_rng(0)
+    exponents = {}
+    for activation, gemms in gemm_groups(model.graph).items():
+        drawn = rng.integers(-3, 4, size=gemms[0].weight.const_value.shape.numpy()[0]).astype(np.int8)
+        fold = find_fold(gemms[0].activation)
+        exponents[activation] = drawn if fold is None or fold.tied is None else drawn[fold.tied]
+    runner = StageRunner(threads=1)
+    before = run_stages(model, ROWS, runner)["score"]
+    smoothed = Smooth(exponents)(graph_of(opened, name))
+    assert smoothed.modified
+    np.testing.assert_allclose(run_stages(smoothed.model, ROWS, runner)["score"], before, rtol=1e-6, atol=1e-7)
+
+
+def test_queries_keys_and_values_share_one_quantised_input(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    model = apply_recipe(graph_of(checkpoint, "grm"), recipe)
+    readers: dict[str, int] = {}
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            (use,) = node.outputs[0].uses()
+            readers[str(node.outputs[0].name)] = len(use.node.outputs[0].uses())
+    assert readers["model.layers.0.self_attn.q_proj.input.int8"] == 3
+    assert readers["model.layers.0.mlp.gate_proj.input.int8"] == 2
+
+
+def test_products_that_the_recipe_calls_int8_are_fed_by_int8_and_the_others_are_float(
+    checkpoint: Checkpoint, recipe: Recipe
+) -> None:
+    kept = "model.layers.1.mlp.down_proj.weight"
+    gemms = {**recipe.gemms, kept: dataclasses.replace(recipe.gemms[kept], decision="float", reason="a test")}
+    model = apply_recipe(graph_of(checkpoint, "grm"), dataclasses.replace(recipe, gemms=gemms))
+    int8 = {
+        str(node.inputs[1].producer().inputs[0].name).removesuffix("_int8")  # type: ignore[union-attr]  # asserted
+        for node in model.graph
+        if node.op_type == "MatMul" and node.inputs[1].producer() is not None
+    }
+    assert int8 == {name for name in gemms if name != kept}
+    assert all(not name.startswith("v_head") for name in gemms)
+
+
+def test_zero_points_are_zero_and_scales_are_constants(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    model = apply_recipe(graph_of(checkpoint, "grm"), recipe)
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = node.inputs[1], node.inputs[2]
+            assert scale is not None and scale.const_value is not None and (scale.const_value.numpy() > 0).all()
+            assert zero is not None and zero.const_value is not None and not zero.const_value.numpy().any()
+
+
+def test_calibration_is_deterministic_and_its_recipe_survives_yaml(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    again = calibrated(checkpoint, CalibrationOptions(threads=1, max_flip_rate=1.0))
+    assert again.to_yaml() == recipe.to_yaml()
+    assert Recipe.from_yaml(recipe.to_yaml()).digest() == recipe.digest()
+
+
+def test_a_recipe_is_replayed_bit_for_bit(checkpoint: Checkpoint, recipe: Recipe, tmp_path: Path) -> None:
+    one, two = (
+        export_checkpoint(
+            checkpoint, tmp_path / name, family="grm", precision="int8", quantisation=Quantisation(recipe=given)
+        )
+        for name, given in (("one", recipe), ("two", Recipe.from_yaml(recipe.to_yaml())))
+    )
+    files = [open_bundle(folder, verify=True).manifest.files for folder in (one, two)]
+    assert files[0] == files[1]
+
+
+def test_the_flip_budget_returns_the_worst_products_to_float_with_the_reason(checkpoint: Checkpoint) -> None:
+    strict = calibrated(checkpoint, CalibrationOptions(threads=1, max_flip_rate=0.0, observer="minmax", alphas=(0.0,)))
+    floats = [gemm for gemm in strict.gemms.values() if gemm.decision == "float"]
+    int8 = [gemm for gemm in strict.gemms.values() if gemm.decision == "int8"]
+    assert floats
+    assert all("flips" in gemm.reason and gemm.sensitivity is not None for gemm in floats)
+    if int8:
+        assert min(g.sensitivity or 0 for g in floats) >= max(g.sensitivity or 0 for g in int8)
+
+
+def test_an_int8_bundle_carries_its_recipe_and_its_proof(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    quantisation = Quantisation(examples=EXAMPLES, options=CalibrationOptions(threads=1))
+    export_checkpoint(checkpoint, output, family="grm", precision="int8", quantisation=quantisation)
+    manifest = open_bundle(output, verify=True).manifest
+    assert manifest.recipe == "recipe.yaml"
+    assert manifest.parity is not None
+    assert manifest.parity["spearman"] > 0.98
+    assert {"recipe.yaml", "parity.json", "parity.html"} <= set(manifest.files)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert np.isfinite(load(output, threads=1).score([chat])[0].score)
+
+
+def test_a_recipe_for_another_checkpoint_is_refused(checkpoint: Checkpoint, recipe: Recipe, tmp_path: Path) -> None:
+    other = open_checkpoint(checkpoints.grm(tmp_path / "other", vhead_num_layers=2))
+    with pytest.raises(CalibrationError, match="recipe was made for"):
+        export_checkpoint(
+            other, tmp_path / "bundle", family="grm", precision="int8", quantisation=Quantisation(recipe=recipe)
+        )
+
+
+def test_one_conversation_cannot_calibrate(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="at least two"):
+        export_checkpoint(
+            checkpoint,
+            tmp_path / "bundle",
+            family="grm",
+            precision="int8",
+            quantisation=Quantisation(examples=EXAMPLES[:1]),
+        )
+
+
+def test_an_empty_calibration_file_is_one_line_and_status_1(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    argv = ["grm", "--checkpoint", str(checkpoint.folder), "--int8", "--calibration", str(empty)]
+    assert main([*argv, "-o", str(tmp_path / "bundle")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_small_products_and_heads_are_never_quantised(checkpoint: Checkpoint) -> None:
+    names = [gemm.name for gemm in find_gemms(graph_of(checkpoint, "grm").graph)]
+    assert len(names) == 7 * int(checkpoint.config["num_hidden_layers"])
