@@ -175,7 +175,8 @@ def _float_pass(
     stages = split_stages(model, names)
     for done, stage in enumerate(stages, start=1):
         loaded = runner.open(stage)
-        inside = {value: name for value, name in names.items() if value in {*stage.taps, *stage.outputs}}
+        own = set(stage.nodes)
+        inside = {value: name for value, name in names.items() if groups[name][0].node in own}
         smoothed = _choose_smoothing(loaded, inside, groups, states[: len(calibrating)], options)
         observed.activations |= _observe(loaded, inside, smoothed, states[: len(calibrating)], options)
         for name, smoothing in smoothed.items():
@@ -201,7 +202,7 @@ def _choose_smoothing(
     maxima = {value: ChannelMax(name) for value, name in inside.items()}
     samples = {value: RowSample() for value in inside}
     for state in states if inside else ():
-        results = loaded.run(state)
+        results = {**state, **loaded.run(state)}
         for value in inside:
             maxima[value].observe(results[value])
             samples[value].observe(results[value])
@@ -231,7 +232,7 @@ def _observe(
     observers = {value: observer_named(options.observer, name) for value, name in inside.items()}
     inverse = {value: 1 / smoothing_factors(smoothed[name].exponents) for value, name in inside.items()}
     for state in states if inside else ():
-        results = loaded.run(state)
+        results = {**state, **loaded.run(state)}
         for value, observer in observers.items():
             observer.observe(results[value] * inverse[value])
     activations = {}

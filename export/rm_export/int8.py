@@ -16,7 +16,7 @@ from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.lowering.gemms import find_gemms
 from rm_export.measure import measure
-from rm_export.verify import package_versions, parity_files, publish
+from rm_export.proof import package_versions, parity_files, publish
 from rm_runtime.batching import run_rows
 from rm_runtime.bundle import open_bundle
 from rm_runtime.engines import open_engine

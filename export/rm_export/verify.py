@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +13,13 @@ from rm_export.errors import ExportError
 from rm_export.families import pairrm
 from rm_export.measure import measure
 from rm_export.options import Options
+from rm_export.proof import package_versions, parity_files, publish
 from rm_export.questions import encode_questions, questions_of
 from rm_export.reference import open_reference
-from rm_export.report import render_report
 from rm_runtime.batching import run_rows
-from rm_runtime.bundle import MANIFEST_NAME, open_bundle
+from rm_runtime.bundle import open_bundle
 from rm_runtime.engines import open_engine
 from rm_runtime.errors import PromptError
-from rm_runtime.manifest import FileRecord
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.prompts import Prompt
 
@@ -40,20 +36,6 @@ if TYPE_CHECKING:
     from rm_runtime.bundle import Bundle
 
     Outputs = Mapping[str, NDArray[np.float32]]
-
-PARITY_JSON = "parity.json"
-PARITY_HTML = "parity.html"
-
-_PACKAGES = (
-    "rm-export",
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-)
 
 
 def verify_bundle(
@@ -121,38 +103,3 @@ def _run_bundle(
     """The engine's name and its outputs; the engine is closed before the reference is opened."""
     opened = open_engine(bundle, engine, threads, device)
     return opened.name, run_rows(opened, rows, bundle.manifest.pad_token_id)
-
-
-def parity_files(parity: Parity, examples: Sequence[Example]) -> dict[str, bytes]:
-    """What is written for a comparison: name -> content."""
-    return {PARITY_JSON: parity.to_json().encode(), PARITY_HTML: render_report(parity, examples).encode()}
-
-
-def package_versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def publish(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
-    """Put the files into the bundle and list them; the folder is a whole bundle at every instant.
-
-    A listed file must have its listed size, so the manifest first forgets the files that change, then they
-    are replaced, then it lists them again. It is read anew: others may have added to the bundle meanwhile.
-    """
-    manifest = open_bundle(bundle.path).manifest
-    others = {name: record for name, record in manifest.files.items() if name not in files}
-    verified = {name: record for name, record in bundle.manifest.files.items() if name not in files}
-    if any(others.get(name) != record for name, record in verified.items()):
-        raise ExportError(f"{bundle.path} was replaced while it was verified; verify it again")
-    path = bundle.path / MANIFEST_NAME
-    replace_file(path, replace(manifest, files=others, parity=None).to_json().encode())
-    for name, content in files.items():
-        replace_file(bundle.path / name, content)
-    records = {name: FileRecord(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()}
-    listed = replace(manifest, files={**others, **records}, parity=parity.summary())
-    replace_file(path, listed.to_json().encode())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
+
+import checkpoints
 from rm_export.build import build_model
 from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
