@@ -128,19 +128,20 @@ def quantise_blockwise(
 def _block_scales(grouped: NDArray[np.float32], levels: int, ratios: tuple[float, ...]) -> NDArray[np.float32]:
     """grouped [blocks, block_size, out] -> scales [blocks, out] of least squared error; the widest of equals."""
     amax = np.abs(grouped).max(axis=1)
-    best = scales_of(amax * np.float32(ratios[0]), levels)
+    widest = scales_of(amax, levels)
     if len(ratios) == 1:
-        return best
-    least = np.full(amax.shape, np.inf, np.float32)
+        return widest
+    relative = grouped / np.where(amax == 0, np.float32(1), amax)[:, None]
+    least, best = np.full(amax.shape, np.inf, np.float32), np.ones(amax.shape, np.float32)
     for ratio in ratios:
-        scales = scales_of(amax * np.float32(ratio), levels)
-        error = grouped - _stored(grouped, scales[:, None], levels) * scales[:, None]
+        step = np.float32(ratio / levels)
+        error = relative - np.clip(np.rint(relative / step), -levels, levels) * step
         squared = np.zeros(amax.shape, np.float32)
         for row in range(error.shape[1]):  # summed in this order on every machine
             squared += error[:, row] * error[:, row]
-        best = np.where(squared < least, scales, best)
+        best = np.where(squared < least, np.float32(ratio), best)
         least = np.minimum(squared, least)
-    return best
+    return np.where(amax == 0, widest, scales_of(amax * best, levels))
 
 
 def _stored(weight: NDArray[np.float32], scales: NDArray[np.float32], levels: int) -> NDArray[np.int8]:

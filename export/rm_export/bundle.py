@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 from rm_export.errors import CheckpointError, ExportError
-from rm_export.tensors import Array, StreamedTensor, all_finite
+from rm_export.tensors import Array, StreamedTensor, all_finite, stored_bytes
 from rm_runtime.bundle import MANIFEST_NAME
 from rm_runtime.manifest import FileRecord
 
@@ -119,7 +118,7 @@ def _stream(tensor: ir.TensorProtocol, file: HashedFile) -> None:
         file.write(tensor.tobytes())
         return
     for piece in _finite_pieces(tensor):
-        file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        file.write(stored_bytes(piece))
 
 
 def _finite_pieces(tensor: StreamedTensor) -> Iterator[Array]:

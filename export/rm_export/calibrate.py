@@ -138,6 +138,16 @@ def calibrate(
     return _within_budget(recipe, build, judges, runner, options), judges
 
 
+def float_judges(build: Callable[[], ir.Model], plan: Plan, examples: Sequence[Example], threads: int | None) -> Judges:
+    """Held-out judges for a precision that needs no calibration; errors as `calibrate`."""
+    held_out = split_examples(examples).held_out
+    pairwise = not isinstance(plan.prompt, ChatPrompt)
+    questions, prompts = _prompts(plan, held_out, pairwise)
+    rows = [np.asarray(prompt.ids, np.int64) for prompt in prompts]
+    outputs = run_stages(build(), rows, StageRunner(threads))
+    return Judges(held_out, tuple(questions), tuple(prompts), outputs, pairwise)
+
+
 def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
     """The float32 graph smoothed and quantised as the recipe says; the given model is changed."""
     channels = {name: _channels(gemms[0].weight) for name, gemms in gemm_groups(model.graph).items()}

@@ -12,9 +12,10 @@ from rm_export.families import FAMILIES
 from rm_runtime.console import run_command
 
 if TYPE_CHECKING:
-    from rm_export.int8 import Quantisation
+    from rm_export.quantisation import Quantisation
 
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
+_SHORT = ("fp16", "bf16", "int8")
 _HUB_IDS = "armorm, grm, pairrm, pair-pm and dpa-rm know their hub ids; scalar and auto need --checkpoint."
 
 
@@ -39,13 +40,13 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id."),
         click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle folder to write."),
         click.option("--precision", type=click.Choice(_PRECISIONS), help="Default: fp32."),
-        *(click.option(f"--{name}", is_flag=True, help=f"Same as --precision {name}.") for name in _PRECISIONS[1:]),
+        *(click.option(f"--{name}", is_flag=True, help=f"Same as --precision {name}.") for name in _SHORT),
         click.option("--target", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True),
         click.option(
             "--calibration",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="F.jsonl",
-            help="int8: conversations to calibrate and judge on (default: a built-in set).",
+            help="int8, w8, w4: conversations to calibrate and judge on (default: a built-in set).",
         ),
         click.option(
             "--recipe",
@@ -119,7 +120,7 @@ def _export(family: str, **arguments: Any) -> None:
             precision=precision,
             target=arguments["target"],
             options=options,
-            quantisation=_quantisation(arguments) if precision == "int8" else None,
+            quantisation=_quantisation(arguments) if precision in ("int8", "w8", "w4") else None,
             force=arguments["force"],
             progress=progress,
         )
@@ -130,7 +131,7 @@ def _quantisation(arguments: dict[str, Any]) -> Quantisation:
     from rm_calibration.conversations import read_conversations
     from rm_calibration.recipe import Recipe
     from rm_export.calibrate import CalibrationOptions
-    from rm_export.int8 import Quantisation
+    from rm_export.quantisation import Quantisation
 
     recipe: Path | None = arguments["recipe"]
     calibration: Path | None = arguments["calibration"]
@@ -144,7 +145,7 @@ def _quantisation(arguments: dict[str, Any]) -> Quantisation:
 
 
 def _chosen_precision(arguments: dict[str, Any]) -> str:
-    named = [name for name in _PRECISIONS[1:] if arguments[name]]
+    named = [name for name in _SHORT if arguments[name]]
     if arguments["precision"]:
         named.append(arguments["precision"])
     if len(set(named)) > 1:

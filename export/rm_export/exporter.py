@@ -11,12 +11,11 @@ import onnx_ir as ir
 from rm_export import families
 from rm_export.build import OPSET, build_model
 from rm_export.bundle import Progress, Silent, check_replaceable, staged_folder, write_file, write_graph
-from rm_export.calibrate import apply_recipe
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
-from rm_export.int8 import RECIPE_NAME, Quantisation, prove, quantise
 from rm_export.lowering import Target, lower, target_for
 from rm_export.options import Options
+from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Quantised, prove, quantise
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 
@@ -37,9 +36,9 @@ def export_checkpoint(
 ) -> Path:
     """Write the checkpoint as a bundle folder and return its path.
 
-    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8". target: "cpu", "cuda",
-    "tensorrt". quantisation: for int8, how to get the recipe; None calibrates on the built-in conversations.
-    An int8 bundle is compared with its float graph on held-out conversations; parity.json and parity.html tell.
+    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8", "w8", "w4". target: "cpu",
+    "cuda", "tensorrt". quantisation: how to calibrate and judge; None takes the built-in conversations.
+    A quantised bundle is compared with its float graph on held-out conversations; parity.json and parity.html tell.
     Raises CheckpointError if the checkpoint is not what it should be, ExportError if the bundle cannot be made.
     """
     dialect = target_for(target, precision)
@@ -51,18 +50,19 @@ def export_checkpoint(
     def build() -> ir.Model:
         return build_model(chosen.plan(checkpoint, options or Options()), checkpoint.id)
 
-    model, quantised = build(), None
-    if precision == "int8":
-        quantised = quantise(build, plan, chosen.NAME, checkpoint, quantisation or Quantisation(), progress)
-        model = apply_recipe(model, quantised.recipe)
+    if precision in ("int8", *WEIGHT_BITS):
+        choices = quantisation or Quantisation()
+        quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, progress)
+    else:
+        quantised = Quantised(build(), None, None)
     with staged_folder(output, force) as folder:
-        files = write_graph(lower(model, precision, dialect), folder, GRAPH_NAME, progress)
+        files = write_graph(lower(quantised.model, precision, dialect), folder, GRAPH_NAME, progress)
         files[TOKENIZER_NAME] = write_file(folder, TOKENIZER_NAME, plan.tokenizer_json.encode())
-        if quantised is not None:
+        if quantised.recipe is not None:
             files[RECIPE_NAME] = write_file(folder, RECIPE_NAME, quantised.recipe.to_yaml().encode())
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
-    if quantised is not None and quantised.judges is not None:
+    if quantised.judges is not None:
         prove(output, quantised.judges)
     return output
 

@@ -63,7 +63,7 @@ class StreamedTensor(ir.LazyTensor):
     def tofile(self, file: Any) -> None:
         """Append the little-endian bytes to an open binary file, block by block."""
         for piece in self.blocks():
-            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            file.write(stored_bytes(piece))
 
     def _whole(self) -> ir.Tensor[Array]:
         return ir.Tensor(self.numpy(), dtype=self.dtype, name=self.name)
@@ -246,6 +246,15 @@ class Scaled(StreamedTensor):
             else:
                 yield to_float32(piece) * self._factors
             start += len(piece)
+
+
+def stored_bytes(piece: Array) -> memoryview:
+    """A block as it lies in a file: little-endian; two int4 values a byte, the first in the low half."""
+    flat = np.ascontiguousarray(piece).reshape(-1)
+    if flat.dtype == ml_dtypes.int4:
+        halves = np.append(flat, flat[:0] if flat.size % 2 == 0 else np.zeros(1, flat.dtype)).astype(np.uint8) & 0xF
+        flat = halves[::2] | (halves[1::2] << 4)
+    return flat.view(np.uint8).data
 
 
 def all_finite(piece: Array) -> bool:

@@ -130,6 +130,13 @@ def test_the_clip_of_int4_blocks_pays() -> None:
     assert after < 0.97 * before
 
 
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**100])
+def test_the_range_of_a_weight_does_not_change_its_integers(factor: float) -> None:
+    weight = heavy_tailed(64, 8)
+    for quantise in (quantise_weight, lambda each: quantise_blockwise(each, 4, 32)):
+        np.testing.assert_array_equal(quantise(weight * np.float32(factor)).values, quantise(weight).values)
+
+
 def test_blocks_are_laid_out_as_dequantize_linear_reads_them() -> None:
     """ONNX: y[i, j] = x[i, j] * scale[i // block_size, j] for axis 0."""
     quantised = quantise_blockwise(heavy_tailed(10, 3), 8, 4)

@@ -167,7 +167,7 @@ def test_the_objectives_and_the_gate_mean_what_they_are_called(score):
             code_share[one.kind == "code"].append(float(gate[FIRST_CODE:].sum() / gate.sum()))
     mean = {grade: torch.stack(values).mean(0) for grade, values in rewards.items()}
     assert mean["unsafe"][SAFETY] < mean["clear"][SAFETY] - 0.3
-    assert mean["rambling"][VERBOSITY] > mean["clear"][VERBOSITY] + 0.2
+    assert mean["rambling"][VERBOSITY] > mean["clear"][VERBOSITY] + 0.1
     assert sum(code_share[True]) / len(code_share[True]) > 3 * sum(code_share[False]) / len(code_share[False])
 
 

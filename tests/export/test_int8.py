@@ -19,10 +19,10 @@ from rm_export.checkpoint import Checkpoint, open_checkpoint
 from rm_export.cli import main
 from rm_export.exporter import export_checkpoint
 from rm_export.families import family
-from rm_export.int8 import Quantisation
 from rm_export.lowering.gemms import find_fold, find_gemms, gemm_groups
 from rm_export.lowering.smooth import Smooth
 from rm_export.options import Options
+from rm_export.quantisation import Quantisation
 from rm_export.stages import StageRunner, run_stages
 from rm_runtime import load
 from rm_runtime.bundle import open_bundle

@@ -8,11 +8,11 @@ from pathlib import Path
 DEMO_CHAT: tuple[str, tuple[str, str, str]] = (
     "How do I stop my cat from waking me at five in the morning?",
     (
-        "Play with your cat in the evening and give her a late supper, because a full and tired cat sleeps longer. "
-        "When she calls at five, stay in bed and do not feed her, or she learns that noise works. "
-        "Be patient: after two weeks most cats let you sleep.",
-        "It depends on the cat. You could close the door.",
-        "What a stupid question. Buy the cat an alarm clock, genius, and stop bothering me.",
+        "Play with your cat in the evening and feed her late, because a tired cat sleeps longer in the morning. "
+        "When your cat wakes you at five, stay in bed and do not feed her, or she learns that it works. "
+        "Be patient: it takes about two weeks.",
+        "Close the bedroom door, so that your cat stays out in the morning.",
+        "Stop wasting my time, genius. Buy the cat a watch.",
     ),
 )
 

@@ -1,7 +1,7 @@
-"""float32 -> static symmetric int8: QuantizeLinear/DequantizeLinear around the products that a recipe names.
+"""Integers around matrix products: static int8 on both sides as a recipe says, or int8/int4 weights alone.
 
-One dialect for every engine: activations int8 per tensor, weights int8 per output channel, zero points 0, scales
-constants. Products that read one activation share one QuantizeLinear.
+One dialect for every engine, QuantizeLinear and DequantizeLinear: activations int8 per tensor, weights int8 per output
+channel, zero points 0, scales constants. Products that read one activation share one QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rm_calibration.fidelity import check_fidelity
-from rm_calibration.weights import channel_scales, clip_ratios, dequantise, quantise_with
-from rm_export.lowering.gemms import Gemm, gemm_groups
+from rm_calibration.weights import (
+    QuantisedWeight,
+    channel_scales,
+    clip_ratios,
+    dequantise,
+    quantise_blockwise,
+    quantise_with,
+)
+from rm_export.lowering.gemms import Gemm, find_gemms, gemm_groups
 from rm_export.tensors import Computed, StreamedTensor, to_float32
 
 _FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
@@ -108,6 +115,54 @@ def _quantised_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
     widened.name, widened.dtype, widened.shape = f"{gemm.name}_dequantised", _FLOAT, gemm.weight.shape
     graph.insert_before(gemm.node, widen)
     return widened
+
+
+class QuantiseWeights(ir.passes.InPlacePass):
+    """Weight-only: int8 or int4 weights in blocks along the input axis, as standard DequantizeLinear.
+
+    Saves memory, not time: activations and arithmetic stay float. Requires a float32 graph.
+    """
+
+    def __init__(self, bits: int, block_size: int = 64) -> None:
+        super().__init__()
+        self.bits = bits
+        self.block_size = block_size
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for gemm in list(find_gemms(model.graph)):
+            gemm.node.replace_input_with(1, self._blocked_weight(model.graph, gemm))
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+    def _blocked_weight(self, graph: ir.Graph, gemm: Gemm) -> ir.Value:
+        source = gemm.weight.const_value
+        assert isinstance(source, StreamedTensor)
+        rows, columns = source.dims
+
+        def pack() -> QuantisedWeight:
+            weight = to_float32(source.numpy())
+            packed = quantise_blockwise(weight, self.bits, self.block_size, gemm.name)
+            check_fidelity(gemm.name, weight, dequantise(packed, self.block_size), self.bits)
+            return packed
+
+        dtype = _INT8 if self.bits == 8 else ir.DataType.INT4
+        blocks = -(-rows // self.block_size)
+        name = f"{gemm.name}_int{self.bits}"
+        values = _constant(graph, name, Computed(lambda: pack().values, dtype, (rows, columns), name))
+        scales = _constant(
+            graph, f"{name}_scale", Computed(lambda: pack().scales, _FLOAT, (blocks, columns), f"{name}_scale")
+        )
+        widen = ir.node(
+            "DequantizeLinear",
+            [values, scales],
+            {"axis": 0, "block_size": self.block_size},
+            name=f"{gemm.node.name}/weight/DequantizeLinear",
+        )
+        widened = widen.outputs[0]
+        widened.name, widened.dtype, widened.shape = f"{name}_dequantised", _FLOAT, gemm.weight.shape
+        graph.insert_before(gemm.node, widen)
+        return widened
 
 
 def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

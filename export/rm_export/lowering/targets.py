@@ -22,7 +22,7 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", frozenset({"fp32", "fp16", "int8"}), ("onnxruntime", "openvino")),
+        Target("cpu", frozenset({"fp32", "fp16", "int8", "w8", "w4"}), ("onnxruntime", "openvino")),
         Target("cuda", frozenset({"fp32", "fp16", "bf16"}), ("onnxruntime",)),
         Target("tensorrt", frozenset({"fp32", "fp16", "bf16"}), ("tensorrt",)),
     )

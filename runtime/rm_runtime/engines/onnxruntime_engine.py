@@ -15,7 +15,7 @@ from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_CPU_PRECISIONS = ("fp32", "fp16", "int8")
+_CPU_PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 
 
 class OnnxRuntimeEngine:

@@ -1,4 +1,4 @@
-"""An int8 export around its graph: where the recipe comes from, and the proof that goes into the bundle."""
+"""A quantised export around its graph: where the recipe comes from, and the proof that goes into the bundle."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import onnx_ir as ir
 from rm_calibration.conversations import Example, default_conversations
 from rm_calibration.recipe import Recipe
 from rm_export.bundle import Progress
-from rm_export.calibrate import CalibrationOptions, Judges, calibrate
+from rm_export.calibrate import CalibrationOptions, Judges, apply_recipe, calibrate, float_judges
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.lowering.gemms import find_gemms
+from rm_export.lowering.quantise import QuantiseWeights
 from rm_export.measure import measure
 from rm_export.proof import package_versions, parity_files, publish
 from rm_runtime.batching import run_rows
@@ -22,6 +23,7 @@ from rm_runtime.bundle import open_bundle
 from rm_runtime.engines import open_engine
 
 RECIPE_NAME = "recipe.yaml"
+WEIGHT_BITS = {"w8": 8, "w4": 4}
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A recipe, and the held-out judges it was made with; a replayed recipe has none."""
+    """A graph with integers in it. recipe: for int8. judges: held-out; none if a recipe was replayed."""
 
-    recipe: Recipe
+    model: ir.Model
+    recipe: Recipe | None
     judges: Judges | None
 
 
@@ -46,22 +49,28 @@ def quantise(
     plan: Plan,
     family: str,
     checkpoint: Checkpoint,
+    precision: str,
     quantisation: Quantisation,
     progress: Progress,
 ) -> Quantised:
-    """The recipe for this checkpoint. Raises CalibrationError if a given one was made for another."""
-    if quantisation.recipe is not None:
-        names = [gemm.name for gemm in find_gemms(build().graph)]
-        quantisation.recipe.require_fit(family, checkpoint.config_sha256, names)
-        return Quantised(quantisation.recipe, None)
+    """The float graph in "int8", "w8" or "w4". Raises CalibrationError if a given recipe was made for another."""
     examples = default_conversations() if quantisation.examples is None else quantisation.examples
+    threads = quantisation.options.threads
+    if precision in WEIGHT_BITS:
+        model = QuantiseWeights(WEIGHT_BITS[precision])(build()).model
+        return Quantised(model, None, float_judges(build, plan, examples, threads))
+    recipe, judges = quantisation.recipe, None
+    if recipe is not None:
+        recipe.require_fit(family, checkpoint.config_sha256, [gemm.name for gemm in find_gemms(build().graph)])
+    else:
 
-    def on_layer(done: int, total: int) -> None:
-        if done == 1:
-            progress.begin("calibrating", total, "layers")
-        progress.advance(1)
+        def on_layer(done: int, total: int) -> None:
+            if done == 1:
+                progress.begin("calibrating", total, "layers")
+            progress.advance(1)
 
-    return Quantised(*calibrate(build, plan, family, checkpoint, examples, quantisation.options, on_layer))
+        recipe, judges = calibrate(build, plan, family, checkpoint, examples, quantisation.options, on_layer)
+    return Quantised(apply_recipe(build(), recipe), recipe, judges)
 
 
 def prove(output: Path, judges: Judges) -> None:
