@@ -1,8 +1,8 @@
 """What INT8 does to preferences: `python benchmarks/int8_quality.py [--json F]`.
 
-Two checkpoints: the demo and a hardened copy of it (`harden`: the same function in float, with outlier channels of 32
-to 128 times in every norm and MLP, as large decoders have them). Several ways to quantise, judged on held-out pairs of the
-demo's own generator that neither training nor calibration saw. Every row is the finished bundle on ONNX Runtime.
+Two checkpoints: the demo, and a hardened copy of it (`harden`: the same function in float, with outlier channels of 32
+to 128 times in every norm and MLP, as large decoders have them). Several ways to quantise, judged on held-out pairs
+of the demo's own generator that neither training nor calibration saw. Every row is the finished bundle on its engine.
 """
 
 from __future__ import annotations
