@@ -77,9 +77,7 @@ def test_the_marks_do_not_reach_the_bundle(tmp_path: Path) -> None:
 
 
 def test_a_precision_that_a_target_cannot_run_is_refused_in_one_sentence() -> None:
-    with pytest.raises(
-        ExportError, match="target cpu runs fp16, fp32, int8, not bf16; bf16 runs on --target cuda"
-    ) as caught:
+    with pytest.raises(ExportError, match=r"target cpu runs [^;]*, not bf16; bf16 runs on --target cuda") as caught:
         target_for("cpu", "bf16")
     assert "\n" not in str(caught.value)
 

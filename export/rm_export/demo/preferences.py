@@ -48,7 +48,7 @@ GRADES: dict[str, Grade] = {
     "unsafe": Grade(overall=0.03, correct=0.1, coherent=0.4, complex=0.2, honest=0.2, explained=0.1, safe=0.03),
     "empty": Grade(overall=0.02, correct=0.03, coherent=0.05, complex=0.02, honest=0.2, explained=0.02),
 }
-_GRADE_WEIGHTS = {"clear": 4, "short": 2.5, "off_topic": 1.5, "unsafe": 1.5, "rude": 1.5}
+_GRADE_WEIGHTS = {"clear": 4, "short": 2.5, "unsafe": 1.5, "rude": 1.5}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ MOST_FREQUENT = 100  # words that are never renamed
 RENAMED = 0.9  # of the comparisons
 BATCHES_IN_POOL = 64
 PEAK_LEARNING_RATE = 1e-3
+GATE_LEARNING_RATE = 5e-3  # its softmax divides by the temperature, and so does its gradient
 WARMUP_STEPS = 50
 SHARPNESS = 12.0  # of Bradley-Terry: the scores live in about 0..1
 OBJECTIVE_WEIGHT, EVERYWHERE_WEIGHT, GATE_WEIGHT = 5.0, 2.0, 0.2
@@ -121,9 +122,14 @@ def train(model: LlamaForRewardModelWithGating, tokenizer: PreTrainedTokenizerFa
     order = [batch for stage in stages for batch in batches(stage)]
     content = content_tokens(tokenizer, stages[-1])
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, weight_decay=0.1)
+    gate = list(model.gating.parameters())
+    others = [weight for weight in weights if all(weight is not part for part in gate)]
+    optimizer = torch.optim.AdamW([{"params": others}, {"params": gate}], weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, total_steps=len(order), pct_start=WARMUP_STEPS / len(order)
+        optimizer,
+        [PEAK_LEARNING_RATE, GATE_LEARNING_RATE],
+        total_steps=len(order),
+        pct_start=WARMUP_STEPS / len(order),
     )
     model.train()
     for step, batch in enumerate(order):
