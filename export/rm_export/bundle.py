@@ -36,6 +36,9 @@ class Progress(Protocol):
     def advance(self, done: int) -> None:
         """`done` more units of it are done."""
 
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
 
 class Silent:
     """A Progress that says nothing."""
@@ -44,6 +47,9 @@ class Silent:
         pass
 
     def advance(self, done: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
 

@@ -15,7 +15,8 @@ from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.lowering import Target, lower, target_for
 from rm_export.options import Options
-from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Quantised, prove, quantise
+from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, prove, quantise
+from rm_export.speed import TOKENS, compare_layers
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 
@@ -50,20 +51,21 @@ def export_checkpoint(
     def build() -> ir.Model:
         return build_model(chosen.plan(checkpoint, options or Options()), checkpoint.id)
 
+    choices, quantised = quantisation or Quantisation(), None
     if precision in ("int8", *WEIGHT_BITS):
-        choices = quantisation or Quantisation()
         quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, progress)
-    else:
-        quantised = Quantised(build(), None, None)
     with staged_folder(output, force) as folder:
-        files = write_graph(lower(quantised.model, precision, dialect), folder, GRAPH_NAME, progress)
+        graph = build() if quantised is None else quantised.graph(build())
+        files = write_graph(lower(graph, precision, dialect), folder, GRAPH_NAME, progress)
         files[TOKENIZER_NAME] = write_file(folder, TOKENIZER_NAME, plan.tokenizer_json.encode())
-        if quantised.recipe is not None:
+        if quantised is not None and quantised.recipe is not None:
             files[RECIPE_NAME] = write_file(folder, RECIPE_NAME, quantised.recipe.to_yaml().encode())
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
-    if quantised.judges is not None:
+    if quantised is not None and quantised.judges is not None:
         prove(output, quantised.judges)
+        ids = max(quantised.judges.rows, key=len)[:TOKENS]
+        progress.note(str(compare_layers(build(), quantised.graph(build()), ids, choices.options.threads)))
     return output
 
 

@@ -72,6 +72,11 @@ class ConsoleProgress:
             whole = f"{self._total / 2**20:.0f} MiB" if self._unit == "bytes" else f"{self._total} {self._unit}"
             print(f"{self._what}: {share:.0f} % of {whole}, {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._stop()
+        print(text, file=sys.stderr, flush=True)
+
     def follow(self, what: str, unit: str) -> Callable[[int, int], None]:
         """A callback (done, total) for work that counts from its own start."""
 

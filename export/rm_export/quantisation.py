@@ -37,11 +37,17 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A graph with integers in it. recipe: for int8. judges: held-out; none if a recipe was replayed."""
+    """How a graph gets its integers. recipe: for int8. judges: held-out; none if a recipe was replayed."""
 
-    model: ir.Model
+    precision: str
     recipe: Recipe | None
     judges: Judges | None
+
+    def graph(self, float_graph: ir.Model) -> ir.Model:
+        """The float graph with integers in it; the given model is changed."""
+        if self.recipe is not None:
+            return apply_recipe(float_graph, self.recipe)
+        return QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model
 
 
 def quantise(
@@ -53,12 +59,11 @@ def quantise(
     quantisation: Quantisation,
     progress: Progress,
 ) -> Quantised:
-    """The float graph in "int8", "w8" or "w4". Raises CalibrationError if a given recipe was made for another."""
+    """Decide on "int8", "w8" or "w4". Raises CalibrationError if a given recipe was made for another checkpoint."""
     examples = default_conversations() if quantisation.examples is None else quantisation.examples
     threads = quantisation.options.threads
     if precision in WEIGHT_BITS:
-        model = QuantiseWeights(WEIGHT_BITS[precision])(build()).model
-        return Quantised(model, None, float_judges(build, plan, examples, threads))
+        return Quantised(precision, None, float_judges(build, plan, examples, threads))
     recipe, judges = quantisation.recipe, None
     if recipe is not None:
         recipe.require_fit(family, checkpoint.config_sha256, [gemm.name for gemm in find_gemms(build().graph)])
@@ -70,7 +75,7 @@ def quantise(
             progress.advance(1)
 
         recipe, judges = calibrate(build, plan, family, checkpoint, examples, quantisation.options, on_layer)
-    return Quantised(apply_recipe(build(), recipe), recipe, judges)
+    return Quantised(precision, recipe, judges)
 
 
 def prove(output: Path, judges: Judges) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_export.build import IR_VERSION
+from rm_export.build import IR_VERSION, OPSET
 from rm_export.errors import ExportError
 from rm_export.tensors import StreamedTensor
 
@@ -84,9 +84,10 @@ class StageRunner:
 
     def open(self, stage: Stage) -> LoadedStage:
         """The stage with its weights in memory. Raises ExportError if no engine is installed."""
-        proto, inputs, outputs = _serialised(stage)
+        model, inputs, outputs = stage_model(stage)
+        proto = ir.serde.serialize_model(model).SerializeToString()
         if proto not in self._sessions:
-            self._sessions[proto] = self._compiled(proto)
+            self._sessions[proto] = self.compiled(proto)
         weights = {
             name: value.const_value.numpy()
             for name, value in zip(inputs[len(stage.inputs) :], stage.weights, strict=True)
@@ -94,7 +95,8 @@ class StageRunner:
         }
         return LoadedStage(stage, self._sessions[proto], inputs[: len(stage.inputs)], outputs, weights)
 
-    def _compiled(self, proto: bytes) -> Any:
+    def compiled(self, model: bytes | str) -> Any:
+        """An ONNX Runtime session of a serialised model or of a file's path."""
         try:
             import onnxruntime
         except ImportError:
@@ -104,7 +106,7 @@ class StageRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or usable_cores()
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,21 @@ def _is_constant(value: ir.Value) -> bool:
     return value.producer() is None and value.const_value is not None
 
 
-def _serialised(stage: Stage) -> tuple[bytes, list[str], list[str]]:
-    """The stage as a model of its own, its values named by their place, so that equal layers are equal bytes."""
+def stage_model(stage: Stage, built_in: bool = False) -> tuple[ir.Model, list[str], list[str]]:
+    """The stage as a model of its own, and the names of its inputs and outputs.
+
+    Values are named by their place, so that equal layers are equal models. built_in: weights are initializers, as in a
+    bundle, instead of inputs after the others.
+    """
     values: dict[ir.Value, ir.Value] = {}
-    free = (*stage.inputs, *stage.weights)
-    for place, value in enumerate(free):
+    for place, value in enumerate((*stage.inputs, *stage.weights)):
         shape = value.shape if value in stage.weights else None
         values[value] = ir.Value(name=f"in{place}", type=value.type, shape=shape)
-    graph = ir.Graph([values[value] for value in free], [], nodes=[], opset_imports={"": 23}, name="stage")
+    free = [values[value] for value in ((*stage.inputs,) if built_in else (*stage.inputs, *stage.weights))]
+    graph = ir.Graph(free, [], nodes=[], opset_imports={"": OPSET}, name="stage")
+    for value in stage.weights if built_in else ():
+        values[value].const_value = value.const_value
+        graph.register_initializer(values[value])
     for place, node in enumerate(stage.nodes):
         for source in node.inputs:
             if source is not None and source not in values:
@@ -189,8 +198,6 @@ def _serialised(stage: Stage) -> tuple[bytes, list[str], list[str]]:
             ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=f"n{place}")
         )
         values.update(zip(node.outputs, outputs, strict=True))
-    results = (*stage.outputs, *stage.taps)
-    graph.outputs.extend(values[value] for value in results)
-    model = ir.Model(graph, ir_version=IR_VERSION)
-    proto = ir.serde.serialize_model(model).SerializeToString()
-    return proto, [f"in{place}" for place in range(len(free))], [str(values[value].name) for value in results]
+    graph.outputs.extend(values[value] for value in (*stage.outputs, *stage.taps))
+    names = [str(value.name) for value in graph.outputs]
+    return ir.Model(graph, ir_version=IR_VERSION), [str(value.name) for value in free], names

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -17,13 +20,16 @@ from rm_export.build import build_model
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
 from rm_export.checkpoint import Checkpoint, open_checkpoint
 from rm_export.cli import main
+from rm_export.demo import checkpoint_path
 from rm_export.exporter import export_checkpoint
 from rm_export.families import family
 from rm_export.lowering.gemms import find_fold, find_gemms, gemm_groups
 from rm_export.lowering.smooth import Smooth
 from rm_export.options import Options
 from rm_export.quantisation import Quantisation
+from rm_export.speed import LayerSpeed
 from rm_export.stages import StageRunner, run_stages
+from rm_export.tensors import stored_bytes
 from rm_runtime import load
 from rm_runtime.bundle import open_bundle
 
@@ -187,3 +193,33 @@ def test_an_empty_calibration_file_is_one_line_and_status_1(
 def test_small_products_and_heads_are_never_quantised(checkpoint: Checkpoint) -> None:
     names = [gemm.name for gemm in find_gemms(graph_of(checkpoint, "grm").graph)]
     assert len(names) == 7 * int(checkpoint.config["num_hidden_layers"])
+
+
+@pytest.mark.parametrize("precision", ["w8", "w4"])
+def test_weight_only_precisions_keep_the_trained_demos_order_of_scores(tmp_path: Path, precision: str) -> None:
+    output, quantisation = tmp_path / "bundle", Quantisation(examples=EXAMPLES)
+    export_checkpoint(open_checkpoint(checkpoint_path()), output, precision=precision, quantisation=quantisation)
+    manifest = open_bundle(output, verify=True).manifest
+    assert manifest.parity is not None
+    assert manifest.parity["spearman"] > 0.98
+
+
+def test_four_bit_values_are_packed_two_a_byte_low_half_first() -> None:
+    values = np.array([1, -1, 7, -8, 3], np.int8).astype(ml_dtypes.int4)
+    assert bytes(stored_bytes(values)) == bytes([0xF1, 0x87, 0x03])
+
+
+def test_the_user_is_told_whether_int8_is_faster_on_this_machine(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversations = tmp_path / "conversations.jsonl"
+    lines = [{"messages": list(one.messages), "responses": list(one.responses)} for one in EXAMPLES]
+    conversations.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    argv = ["grm", "--checkpoint", str(checkpoint.folder), "--int8", "--calibration", str(conversations)]
+    assert main([*argv, "-o", str(tmp_path / "bundle")]) == 0
+    assert re.search(r"a layer takes [\d.]+ ms for \d+ ids, [\d.]+ ms in float32", capsys.readouterr().err)
+
+
+def test_a_slower_int8_layer_is_said_to_be_slower() -> None:
+    assert "NOT faster" in str(LayerSpeed(tokens=256, float_ms=1.0, quantised_ms=1.2))
+    assert "NOT faster" not in str(LayerSpeed(tokens=256, float_ms=2.4, quantised_ms=1.2))
