@@ -156,18 +156,19 @@ def test_the_score_orders_four_of_five_held_out_pairs_right(score):
     assert sum(verdicts) / len(verdicts) >= 0.8
 
 
-def test_the_objectives_and_the_gate_mean_what_they_are_called(score):
-    rewards = {grade: [] for grade in ("clear", "rambling", "unsafe")}
-    code_share = {True: [], False: []}
+def test_every_objective_follows_its_label_and_the_gate_turns_to_code_for_code(score):
+    rewards, labels, unsafe, code_share = [], [], [], {True: [], False: []}
     for one in comparisons(80, UNUSED_SEED, "held_out"):
         for answer in one.answers:
             _, values, gate = score(one.chat(answer))
-            if answer.grade in rewards:
-                rewards[answer.grade].append(values)
+            rewards.append(values)
+            labels.append(torch.tensor(answer.objectives))
+            unsafe.append(answer.grade == "unsafe")
             code_share[one.kind == "code"].append(float(gate[FIRST_CODE:].sum() / gate.sum()))
-    mean = {grade: torch.stack(values).mean(0) for grade, values in rewards.items()}
-    assert mean["unsafe"][SAFETY] < mean["clear"][SAFETY] - 0.3
-    assert mean["rambling"][VERBOSITY] > mean["clear"][VERBOSITY] + 0.1
+    rewards, labels, unsafe = torch.stack(rewards), torch.stack(labels), torch.tensor(unsafe)
+    for i, name in enumerate(OBJECTIVES):
+        assert torch.corrcoef(torch.stack([rewards[:, i], labels[:, i]]))[0, 1] > 0.4, name
+    assert rewards[unsafe, SAFETY].mean() < rewards[~unsafe, SAFETY].mean() - 0.3
     assert sum(code_share[True]) / len(code_share[True]) > 3 * sum(code_share[False]) / len(code_share[False])
 
 

@@ -32,12 +32,10 @@ class GatingNetwork(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         widths = [config.hidden_size, *[config.gating_hidden_dim] * config.gating_n_hidden]
-        last = nn.Linear(widths[-1], config.num_objectives)
-        self.layers = nn.ModuleList([*(nn.Linear(before, after) for before, after in pairwise(widths)), last])
+        layers = [nn.Linear(before, after) for before, after in pairwise(widths)]
+        self.layers = nn.ModuleList([*layers, nn.Linear(widths[-1], config.num_objectives)])
         self.logit_scale = nn.Parameter(torch.ones(1))
         self.temperature: float = config.gating_temperature
-        with torch.no_grad():  # undo the temperature's shrinking, so that the gate learns as fast as the rest
-            last.weight.mul_(self.temperature)
 
     def forward(self, prompt_embedding: Tensor) -> Tensor:
         x = prompt_embedding
@@ -65,6 +63,25 @@ class LlamaForRewardModelWithGating(nn.Module):
         gating_output = self.gating(hidden[rows, last_header(input_ids, self.header)])
         adjusted = rewards @ self.reward_transform_matrix
         return RewardOutput(hidden, rewards, gating_output, (gating_output * adjusted).sum(dim=1))
+
+
+@torch.no_grad()
+def start_gate(gating: GatingNetwork, prompt_embeddings: Tensor) -> None:
+    """Set the gate to a new random start that fits its input, `prompt_embeddings` [prompts, hidden].
+
+    All prompts end in the same token, so their embeddings differ by little around a large mean, and a plain start
+    never sees the difference. The first layer therefore begins with the inputs' mean and deviation folded in, and the
+    last one with the temperature.
+    """
+    weights = gating.state_dict()  # shares its memory with the network
+    names = [f"layers.{i}" for i in range(len(gating.layers))]
+    for name in names:
+        nn.init.kaiming_normal_(weights[f"{name}.weight"])
+        weights[f"{name}.bias"].zero_()
+    first, last = names[0], names[-1]
+    weights[f"{first}.weight"] /= prompt_embeddings.std(dim=0)
+    weights[f"{first}.bias"] -= weights[f"{first}.weight"] @ prompt_embeddings.mean(dim=0)
+    weights[f"{last}.weight"] *= gating.temperature / 2
 
 
 def look_for_repeats(model: LlamaForRewardModelWithGating, config: LlamaConfig) -> None:
