@@ -41,7 +41,7 @@ def _table(responses: tuple[str, ...], scores: list[ArmoScore]) -> Table:
     table.add_column("rank", justify="center")
     table.add_column("answer", ratio=2)
     table.add_column("score", justify="right")
-    table.add_column("what weighed most: coefficient x reward", ratio=2)
+    table.add_column("what weighed most: coefficient x reward", ratio=2, overflow="fold")
     ranks = competition_ranks([score.score for score in scores])
     low, high = min(s.score for s in scores), max(s.score for s in scores)
     for rank, response, score in sorted(zip(ranks, responses, scores, strict=True), key=lambda row: row[0]):
