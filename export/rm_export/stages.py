@@ -6,7 +6,6 @@ and the values that flow between layers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 
 from rm_export.build import IR_VERSION, OPSET
 from rm_export.errors import ExportError
+from rm_export.lowering.gemms import IN_LAYER
 from rm_export.tensors import StreamedTensor
-
-_LAYER = re.compile(r"^(?:model/layers|pretrained_model/encoder/layer)\.(\d+)/")
 
 Array = NDArray[Any]
 
@@ -45,12 +43,12 @@ def split_stages(model: ir.Model, taps: Iterable[ir.Value] = ()) -> list[Stage]:
     graph = model.graph
     layer_of: dict[ir.Node, int] = {}
     for node in graph:
-        found = _LAYER.search(node.name or "")
+        found = IN_LAYER.match(node.name or "")
         before = [layer_of[p] for value in node.inputs if value is not None and (p := value.producer()) in layer_of]
         layer_of[node] = int(found[1]) if found else max(before, default=-1)
     depth = max(layer_of.values(), default=-1)
     for node, layer in layer_of.items():
-        if layer >= 0 and not _LAYER.search(node.name or ""):
+        if layer >= 0 and not IN_LAYER.match(node.name or ""):
             layer_of[node] = depth + 1
     wanted, finals = set(taps), set(graph.outputs)
     stages = []

@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import checkpoints
+from rm_calibration.conversations import default_conversations
 from rm_export import hub
 from rm_export.build import build_model
 from rm_export.checkpoint import Checkpoint, open_checkpoint
 from rm_export.errors import CheckpointError
+from rm_export.exporter import export_checkpoint
 from rm_export.families import pairrm, recognise
 from rm_export.options import Options
+from rm_export.questions import encode_questions, questions_of
 from rm_export.reference import open_reference
-from rm_runtime.batching import pad_rows
+from rm_runtime.batching import pad_rows, run_rows
+from rm_runtime.bundle import open_bundle
+from rm_runtime.engines import open_engine
 from rm_runtime.prompt_spec import SegmentsPrompt
+from rm_runtime.prompts import Prompt
 
 TOLERANCE = 1e-4
 """Largest error of a float32 logit, as a part of the logits' standard deviation."""
@@ -68,6 +74,21 @@ def test_logits_are_the_references(tmp_path: Path, layout: Any, options: dict[st
     )
     expected = reference.run(rows)["logit"]
     assert np.abs(logits(session(checkpoint), rows) - expected).max() < TOLERANCE * expected.std()
+
+
+def test_float16_logits_are_within_a_hundredth_of_their_deviation(tmp_path: Path) -> None:
+    """11 bits in every matrix product, the bound of all families (test_parity.py)."""
+    checkpoint, examples = opened(tmp_path / "checkpoint"), default_conversations()[:60]
+    found = {}
+    for precision in ("fp32", "fp16"):
+        bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / precision, precision=precision))
+        prompts = encode_questions(
+            bundle.manifest.prompt, bundle.tokenizer(), examples, questions_of(examples, pairwise=True)
+        )
+        asked = [np.asarray(prompt.ids, np.int64) for prompt in prompts if isinstance(prompt, Prompt)]
+        found[precision] = run_rows(open_engine(bundle, threads=1), asked, bundle.manifest.pad_token_id)["logit"]
+    assert len(found["fp32"]) > 200
+    assert np.abs(found["fp16"] - found["fp32"]).max() <= 1e-2 * found["fp32"].std()
 
 
 def test_both_layouts_are_the_same_graph(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class LayerNorm(Float32Module):
         return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self.eps)
 
 
-class Table(Module):
+class Table(Float32Module):
     """Rows of an embedding table."""
 
     def __init__(self, rows: int, size: int) -> None:
@@ -101,10 +101,11 @@ class DistanceScores(Float32Module):
         return total if c2p is None else op.Add(op.GatherElements(c2p, context.buckets, axis=3), total)
 
 
-class DisentangledSelfAttention(Module):
+class DisentangledSelfAttention(Float32Module):
     """softmax((Q K^T + Q PK[i - j]^T + PQ[i - j] K^T) * scale) V, with scale = 1 / sqrt(3 * head_dim).
 
-    PK and PQ, the projected distance embeddings, are constants with the scale folded in.
+    PK and PQ, the projected distance embeddings, are constants with the scale folded in. All of it stays float32 in
+    every precision: with three rounded terms under one softmax, float16 scores were off by 2 % of their deviation.
     """
 
     def __init__(self, config: DebertaConfig, encoder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rm_calibration.smoothing import grouped_query_channels
-from rm_export.graph.module import PRECISION_MARK
+
+IN_LAYER = re.compile(r"^(?:model/layers|pretrained_model/encoder/layer)\.(\d+)/")
+"""Names of the nodes of a backbone's layers; the group is the layer's number."""
 
 MIN_SIZE = 16
 """Products with fewer input or output channels stay float: they cost nothing and engines have no kernels for them."""
@@ -48,9 +51,9 @@ class Fold:
 
 
 def find_gemms(graph: ir.Graph) -> Iterator[Gemm]:
-    """Every MatMul whose second input is a weight, in graph order, without heads and small ones."""
+    """Every MatMul of the layers whose second input is a weight, in graph order, without small ones and heads."""
     for node in graph:
-        if node.op_type != "MatMul" or node.metadata_props.get(PRECISION_MARK) == "float32":
+        if node.op_type != "MatMul" or not IN_LAYER.match(node.name or ""):
             continue
         weight = node.inputs[1]
         if weight is None or weight.const_value is None or weight.shape is None or weight.shape.rank() != 2:
