@@ -6,6 +6,7 @@ for (scale = amax / 127); none keeps an activation.
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -44,7 +45,7 @@ class MinMax:
         return float(self._maximum.maxima()[0])
 
 
-class HistogramObserver:
+class HistogramObserver(abc.ABC):
     """Base of the rules that read a histogram. Several may share one: give it to each, observe through one."""
 
     def __init__(self, tensor: str, histogram: RunningHistogram | None = None) -> None:
@@ -58,9 +59,9 @@ class HistogramObserver:
             raise _never_observed(self.histogram.tensor)
         return self._clip() if self.histogram.largest else 0.0
 
+    @abc.abstractmethod
     def _clip(self) -> float:
         """The clip of a histogram that holds a value other than zero."""
-        raise NotImplementedError
 
 
 class Percentile(HistogramObserver):
