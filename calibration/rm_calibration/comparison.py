@@ -47,6 +47,11 @@ class Flips:
         """flips / pairs, 0 without a pair."""
         return self.flips / self.pairs if self.pairs else 0.0
 
+    @property
+    def clear_rate(self) -> float:
+        """clear_flips / clear_pairs, 0 without a clear pair."""
+        return self.clear_flips / self.clear_pairs if self.clear_pairs else 0.0
+
     def __add__(self, other: Flips) -> Flips:
         return Flips(
             self.pairs + other.pairs,

@@ -58,16 +58,19 @@ class Activation:
 
     amax: where it is clipped, after smoothing. scale: of the int8 it becomes. observer: the rule behind amax.
     smoothing: for each channel e, int8; the tensor is divided by 2**e upstream. None: not smoothed (alpha 0.0).
+    largest, largest_smoothed: max |x| of the calibration, before and after smoothing; nothing is computed from them.
     """
 
     amax: float
     scale: float
     observer: str
+    largest: float
+    largest_smoothed: float
     alpha: float = 0.0
     smoothing: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("amax", "scale", "alpha"):
+        for name in ("amax", "scale", "largest", "largest_smoothed", "alpha"):
             object.__setattr__(self, name, shortest_float32(getattr(self, name)))
 
     def exponents(self, channels: int) -> NDArray[np.int8]:

@@ -1,42 +1,44 @@
-"""checkpoint + conversations -> recipe: what is quantised, with which numbers, decided by the effect on preferences.
+"""checkpoint + conversations -> recipe: with which numbers each product is quantised, and what that does to the scores.
 
 The float model runs one layer at a time (stages.py). For every quantised activation the smoothing that loses least is
-searched, then its int8 range is observed. Held-out conversations judge: as long as too many of their clear preferences
-flip, the products with the largest effect on the scores return to float.
+searched, then its int8 range is observed; the products' effects on the final scores are measured on the way
+(sensitivity.py). A calibration that is killed goes on at the layer it reached (states.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_calibration.comparison import Flips, compare_margins, compare_scores
 from rm_calibration.conversations import Example
-from rm_calibration.errors import CalibrationError
-from rm_calibration.holdout import conversations_digest, split_examples
+from rm_calibration.holdout import conversations_digest
 from rm_calibration.observers import ChannelMax, observer_named
 from rm_calibration.recipe import Activation, Calibration, Clip, Gemm, Recipe, Source
 from rm_calibration.smoothing import ALPHAS, RowSample, Smoothing, search_smoothing, smoothing_factors
 from rm_calibration.symmetric import scale_of
-from rm_calibration.weights import clip_ratios
+from rm_calibration.weights import channel_scales, clip_ratios, quantise_with
+from rm_export.bundle import Progress
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
+from rm_export.judges import Judges, affordable_tokens, ask_both_sides
 from rm_export.lowering.gemms import Gemm as GraphGemm
 from rm_export.lowering.gemms import find_fold, gemm_groups
 from rm_export.lowering.quantise import Quantise
 from rm_export.lowering.smooth import Smooth
-from rm_export.questions import Question, encode_questions, questions_of
-from rm_export.stages import Array, LoadedStage, StageRunner, advance, collect, run_stages, split_stages, start
-from rm_runtime.prompt_spec import ChatPrompt
-from rm_runtime.prompts import Prompt
-
-Rows = list[NDArray[np.int64]]
-Outputs = dict[str, NDArray[np.float32]]
+from rm_export.sensitivity import FLOAT, ProbedGroup, advance_probes, effects, probe_rows
+from rm_export.stage_runner import BATCH_TOKENS, LoadedStage, StageRunner, State, collect, start
+from rm_export.stages import split_stages
+from rm_export.states import MEMORY_BYTES, SECONDS_BETWEEN_SAVES, Resume, States
+from rm_runtime.batching import plan_batches
 
 
 @dataclass(frozen=True)
@@ -45,52 +47,23 @@ class CalibrationOptions:
 
     observer: rule that clips activations ("mse", "minmax", "percentile", "entropy"). alphas: smoothing strengths that
     are tried; (0.0,) switches smoothing off. max_flip_rate: share of clear preferences (margin beyond 0.1 standard
-    deviations) on held-out conversations that may be decided otherwise than in float. threads: for the engine.
+    deviations) on held-out conversations that may be decided otherwise than in float. max_tokens: ids of either side
+    of the split that are used, whole examples; None: as judges.affordable_tokens says. threads: for the engine.
+    memory_bytes: of hidden states; more goes to the disk. seconds_between_saves: of what a killed calibration goes
+    on from.
     """
 
     observer: str = "mse"
     alphas: Sequence[float] = ALPHAS
     max_flip_rate: float = 0.01
+    max_tokens: int | None = None
     threads: int | None = None
+    memory_bytes: int = MEMORY_BYTES
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES
 
 
-@dataclass(frozen=True)
-class Judges:
-    """Held-out examples, the questions asked of them, their prompts, and what the float model makes of those."""
-
-    examples: tuple[Example, ...]
-    questions: tuple[Question, ...]
-    prompts: tuple[Prompt, ...]
-    outputs: Outputs
-    pairwise: bool
-
-    @property
-    def rows(self) -> Rows:
-        """The rows of ids."""
-        return [np.asarray(prompt.ids, np.int64) for prompt in self.prompts]
-
-    def flips(self, outputs: Outputs) -> Flips:
-        """How the scores of another precision decide: all pairs of rows; for pairwise families the preferences."""
-        scorable = np.isfinite(self.outputs["score"]) & np.isfinite(outputs["score"])
-        expected, actual = self.outputs["score"][scorable], outputs["score"][scorable]
-        if not self.pairwise:
-            return compare_scores(expected, actual).order
-        questions = [question for question, kept in zip(self.questions, scorable, strict=True) if kept]
-        place = {(question.line, *question.responses): row for row, question in enumerate(questions)}
-        margins = [
-            (row, place[line, second, first])
-            for (line, first, second), row in place.items()
-            if first < second and (line, second, first) in place
-        ]
-        return compare_margins(*([side[i] - side[j] for i, j in margins] for side in (expected, actual)))
-
-
-@dataclass
-class Observed:
-    """What the float pass found out, by activation name."""
-
-    activations: dict[str, Activation] = field(default_factory=dict)
-    clips: dict[str, Clip] = field(default_factory=dict)
+Batches = list[list[int]]
+Groups = Mapping[str, list[GraphGemm]]
 
 
 def calibrate(
@@ -100,52 +73,63 @@ def calibrate(
     checkpoint: Checkpoint,
     examples: Sequence[Example],
     options: CalibrationOptions,
-    on_layer: Callable[[int, int], None] | None = None,
+    work: Path,
+    progress: Progress,
 ) -> tuple[Recipe, Judges]:
-    """Make the recipe; also return the held-out judges with their float outputs, for the proof in the bundle.
+    """Make the recipe; also return the held-out judges with their float outputs.
 
-    build: makes a fresh float32 graph of the plan. on_layer: told (stages done, stages).
-    Raises CalibrationError if the conversations are too few, or an activation is not finite.
+    build: makes a fresh float32 graph of the plan. work: a folder for what a restart needs; it is there while this
+    runs, and after it was killed. Raises CalibrationError if the conversations are too few, or an activation is not
+    finite.
     """
-    split = split_examples(examples)
-    pairwise = not isinstance(plan.prompt, ChatPrompt)
-    _, calibrating = _prompts(plan, split.calibration, pairwise)
-    questions, judging = _prompts(plan, split.held_out, pairwise)
-    runner = StageRunner(options.threads)
-    rows = [np.asarray(prompt.ids, np.int64) for prompt in calibrating]
-    observed, outputs = _float_pass(
-        build(), rows, [np.asarray(p.ids, np.int64) for p in judging], runner, options, on_layer
-    )
-    judges = Judges(split.held_out, tuple(questions), tuple(judging), outputs, pairwise)
-    gemms = {
-        gemm.name: Gemm(name, "int8", "within the flip budget", observed.clips[gemm.name])
-        for name, group in gemm_groups(build().graph).items()
-        for gemm in group
-    }
+    model = build()
+    groups = gemm_groups(model.graph)
+    calibrating, judging = ask_both_sides(plan, examples, options.max_tokens or affordable_tokens(model))
     recipe = Recipe(
         family=family,
         source=Source(checkpoint.id, checkpoint.config_sha256),
         calibration=Calibration(
             digest=conversations_digest(examples),
-            conversations=len(split.calibration),
-            tokens=sum(len(row) for row in rows),
+            conversations=len({question.line for question in calibrating.questions}),
+            tokens=calibrating.tokens,
             observer=options.observer,
         ),
-        activations=observed.activations,
-        gemms=gemms,
+        activations={},
+        gemms={},
         versions={name: metadata.version(name) for name in ("rm-export", "onnxruntime", "numpy")},
     )
-    return _within_budget(recipe, build, judges, runner, options), judges
-
-
-def float_judges(build: Callable[[], ir.Model], plan: Plan, examples: Sequence[Example], threads: int | None) -> Judges:
-    """Held-out judges for a precision that needs no calibration; errors as `calibrate`."""
-    held_out = split_examples(examples).held_out
-    pairwise = not isinstance(plan.prompt, ChatPrompt)
-    questions, prompts = _prompts(plan, held_out, pairwise)
-    rows = [np.asarray(prompt.ids, np.int64) for prompt in prompts]
-    outputs = run_stages(build(), rows, StageRunner(threads))
-    return Judges(held_out, tuple(questions), tuple(prompts), outputs, pairwise)
+    rows = [calibrating.rows, judging.rows]
+    batches = [plan_batches([len(row) for row in side], BATCH_TOKENS) for side in rows]
+    # A copy a group is carried through half of the layers on average: about twice the work of the judging rows.
+    probing = probe_rows([len(row) for row in rows[1]], 4 * judging.tokens // max(1, len(groups)))
+    shape = (len(probing), max(len(rows[1][row]) for row in probing))
+    starts = {
+        **{f"calibrating {n}": [rows[0][row] for row in batch] for n, batch in enumerate(batches[0])},
+        **{f"judging {n}": [rows[1][row] for row in batch] for n, batch in enumerate(batches[1])},
+        FLOAT: [rows[1][row] for row in probing],
+    }
+    resume = Resume(work, _key(recipe, checkpoint, options, starts), options.seconds_between_saves)
+    states = States(resume.stage_folder(0), options.memory_bytes)
+    done, recipe = _take_up(resume, states, recipe, progress)
+    if not done:
+        states.update(zip(starts, start(model, list(starts.values())), strict=True))
+    runner = StageRunner(options.threads)
+    stages = split_stages(model, [gemms[0].activation for gemms in groups.values()])
+    progress.begin("calibrating", len(stages), "layers")
+    progress.advance(done)
+    for number, stage in enumerate(stages[done:], start=done + 1):
+        states.move_to(resume.stage_folder(number))
+        own = set(stage.nodes)
+        inside = {name: gemms for name, gemms in groups.items() if gemms[0].node in own}
+        recipe = _calibrate_stage(runner.open(stage), runner, inside, states, shape, recipe, options)
+        resume.save(number, states, partial(_findings, recipe))
+        progress.advance(1)
+    outputs = collect(model, [states[f"judging {n}"] for n in range(len(batches[1]))], batches[1])
+    deviation = float(np.nanstd(outputs["score"])) or 1.0
+    found = effects(states, deviation)
+    gemms = {name: replace(gemm, sensitivity=found[gemm.input]) for name, gemm in recipe.gemms.items()}
+    resume.clear()
+    return replace(recipe, gemms=gemms), Judges(judging, outputs)
 
 
 def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
@@ -158,72 +142,53 @@ def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
     return ir.passes.Sequential(Smooth(exponents), Quantise(scales, int8))(model).model
 
 
-def _prompts(plan: Plan, examples: Sequence[Example], pairwise: bool) -> tuple[list[Question], list[Prompt]]:
-    from tokenizers import Tokenizer
-
-    questions = questions_of(examples, pairwise)
-    encoded = encode_questions(plan.prompt, Tokenizer.from_str(plan.tokenizer_json), examples, questions)
-    kept = [(q, prompt) for q, prompt in zip(questions, encoded, strict=True) if isinstance(prompt, Prompt)]
-    if len(kept) < 2:
-        refused = next((str(prompt) for prompt in encoded if not isinstance(prompt, Prompt)), "none was given")
-        raise CalibrationError(f"calibration needs at least two conversations on either side of its split: {refused}")
-    return [question for question, _ in kept], [prompt for _, prompt in kept]
-
-
-def _float_pass(
-    model: ir.Model,
-    calibrating: Rows,
-    judging: Rows,
+def _calibrate_stage(
+    loaded: LoadedStage,
     runner: StageRunner,
+    inside: Groups,
+    states: States,
+    shape: tuple[int, int],
+    recipe: Recipe,
     options: CalibrationOptions,
-    on_layer: Callable[[int, int], None] | None,
-) -> tuple[Observed, Outputs]:
-    groups = gemm_groups(model.graph)
-    names = {gemms[0].activation: name for name, gemms in groups.items()}
-    states = [start(model, row) for row in (*calibrating, *judging)]
-    observed = Observed()
-    stages = split_stages(model, names)
-    for done, stage in enumerate(stages, start=1):
-        loaded = runner.open(stage)
-        own = set(stage.nodes)
-        inside = {value: name for value, name in names.items() if groups[name][0].node in own}
-        smoothed = _choose_smoothing(loaded, inside, groups, states[: len(calibrating)], options)
-        observed.activations |= _observe(loaded, inside, smoothed, states[: len(calibrating)], options)
-        for name, smoothing in smoothed.items():
-            factors = smoothing_factors(smoothing.exponents)
-            for gemm in groups[name]:
-                ratios = clip_ratios(loaded.weight(gemm.weight) * factors[:, None], tensor=gemm.name)
-                observed.clips[gemm.name] = Clip("mse", float(ratios.mean()))
-        for place, state in enumerate(states):
-            states[place] = advance(state, loaded.run(state), stage)
-        if on_layer is not None:
-            on_layer(done, len(stages))
-    return observed, collect(model, states[len(calibrating) :])
+) -> Recipe:
+    """Find the numbers of a stage's products, and move all states behind it; the recipe with them."""
+    calibrating = [name for name in states if name.startswith("calibrating")]
+    smoothed = _choose_smoothing(loaded, inside, [states[name] for name in calibrating], options)
+    activations = _observe_and_advance(loaded, inside, smoothed, calibrating, states, options)
+    for name in [name for name in states if name.startswith("judging")]:
+        states[name] = loaded.after(states[name], loaded.run(states[name]))
+    gemms, probed = {}, []
+    for name, group in inside.items():
+        factors, weights = smoothing_factors(smoothed[name].exponents), []
+        for gemm in group:
+            weight = loaded.weight(gemm.weight) * factors[:, None]
+            ratios = clip_ratios(weight, tensor=gemm.name)
+            weights.append(quantise_with(weight, channel_scales(weight, ratios, gemm.name)))
+            gemms[gemm.name] = Gemm(name, "int8", "within the flip budget", Clip("mse", float(ratios.mean())))
+        probed.append(ProbedGroup(name, group, activations[name].scale, factors, weights))
+    advance_probes(loaded, runner, probed, states, shape)
+    return replace(recipe, activations={**recipe.activations, **activations}, gemms={**recipe.gemms, **gemms})
 
 
 def _choose_smoothing(
-    loaded: LoadedStage,
-    inside: Mapping[ir.Value, str],
-    groups: Mapping[str, list[GraphGemm]],
-    states: Sequence[Mapping[ir.Value, Array]],
-    options: CalibrationOptions,
+    loaded: LoadedStage, inside: Groups, states: Sequence[State], options: CalibrationOptions
 ) -> dict[str, Smoothing]:
     """First look at the stage: channel maxima and a sample of rows -> how each activation is smoothed."""
-    maxima = {value: ChannelMax(name) for value, name in inside.items()}
-    samples = {value: RowSample() for value in inside}
+    maxima = {name: ChannelMax(name) for name in inside}
+    samples = {name: RowSample() for name in inside}
     for state in states if inside else ():
-        results = {**state, **loaded.run(state)}
-        for value in inside:
-            maxima[value].observe(results[value])
-            samples[value].observe(results[value])
+        results = loaded.run_with_taps(state)
+        for name, gemms in inside.items():
+            values = _real_rows(results, gemms[0].activation, state)
+            maxima[name].observe(values)
+            samples[name].observe(values)
     chosen = {}
-    for value, name in inside.items():
-        fold = find_fold(value)
-        weights = [loaded.weight(gemm.weight) for gemm in groups[name]]
+    for name, gemms in inside.items():
+        fold = find_fold(gemms[0].activation)
         chosen[name] = search_smoothing(
-            samples[value].rows(),
-            maxima[value].maxima(),
-            weights,
+            samples[name].rows(),
+            maxima[name].maxima(),
+            [loaded.weight(gemm.weight) for gemm in gemms],
             options.observer,
             None if fold is None else fold.tied,
             options.alphas,
@@ -231,74 +196,84 @@ def _choose_smoothing(
     return chosen
 
 
-def _observe(
+def _observe_and_advance(
     loaded: LoadedStage,
-    inside: Mapping[ir.Value, str],
+    inside: Groups,
     smoothed: Mapping[str, Smoothing],
-    states: Sequence[Mapping[ir.Value, Array]],
+    calibrating: Sequence[str],
+    states: States,
     options: CalibrationOptions,
 ) -> dict[str, Activation]:
-    """Second look: the range of each activation as it will be, smoothed."""
-    observers = {value: observer_named(options.observer, name) for value, name in inside.items()}
-    inverse = {value: 1 / smoothing_factors(smoothed[name].exponents) for value, name in inside.items()}
-    for state in states if inside else ():
-        results = {**state, **loaded.run(state)}
-        for value, observer in observers.items():
-            observer.observe(results[value] * inverse[value])
+    """Second look: the range of each activation as it will be, smoothed. The states move behind the stage."""
+    observers = {name: observer_named(options.observer, name) for name in inside}
+    before, after = ({name: ChannelMax(name) for name in inside} for _ in range(2))
+    inverse = {name: 1 / smoothing_factors(smoothed[name].exponents) for name in inside}
+    for batch in calibrating:
+        state = states[batch]
+        results = loaded.run_with_taps(state)
+        for name, gemms in inside.items():
+            values = _real_rows(results, gemms[0].activation, state)
+            before[name].observe(values)
+            smooth = values * inverse[name]
+            after[name].observe(smooth)
+            observers[name].observe(smooth)
+        states[batch] = loaded.after(state, results)
     activations = {}
-    for value, name in inside.items():
-        amax, smoothing = observers[value].amax(), smoothed[name]
-        exponents = tuple(int(e) for e in smoothing.exponents) if smoothing.exponents.any() else None
-        activations[name] = Activation(amax, scale_of(amax), options.observer, smoothing.alpha, exponents)
+    for name, smoothing in smoothed.items():
+        amax = observers[name].amax()
+        activations[name] = Activation(
+            amax=amax,
+            scale=scale_of(amax),
+            observer=options.observer,
+            largest=float(before[name].maxima().max()),
+            largest_smoothed=float(after[name].maxima().max()),
+            alpha=smoothing.alpha,
+            smoothing=tuple(int(e) for e in smoothing.exponents) if smoothing.exponents.any() else None,
+        )
     return activations
 
 
-def _within_budget(
-    recipe: Recipe, build: Callable[[], ir.Model], judges: Judges, runner: StageRunner, options: CalibrationOptions
-) -> Recipe:
-    """Return products to float, worst first, twice as many each time, until the flip budget holds."""
-    worst_first: list[str] = []
-    returned = 0
-    while True:
-        flips = judges.flips(run_stages(apply_recipe(build(), recipe), judges.rows, runner))
-        rate = flips.clear_flips / flips.clear_pairs if flips.clear_pairs else 0.0
-        if rate <= options.max_flip_rate:
-            return recipe
-        if not worst_first:
-            recipe, worst_first = _with_sensitivity(recipe, build, judges, runner)
-        if returned >= len(worst_first):
-            return recipe
-        step = worst_first[returned : 2 * returned + 1]
-        returned += len(step)
-        reason = (
-            f"flips: {100 * rate:.2f} % of clear preferences with it in int8, budget {100 * options.max_flip_rate:g} %"
-        )
-        recipe = _in_float(recipe, step, reason)
+def _real_rows(results: State, activation: ir.Value, state: State) -> NDArray[np.float32]:
+    """The activation [batch, sequence, channels] without padding: [tokens, channels]."""
+    name = str(activation.name)
+    values = results[name] if name in results else state[name]
+    rows: NDArray[np.float32] = values[state["attention_mask"].astype(bool)]
+    return rows
 
 
-def _with_sensitivity(
-    recipe: Recipe, build: Callable[[], ir.Model], judges: Judges, runner: StageRunner
-) -> tuple[Recipe, list[str]]:
-    """Each activation's products in int8 alone, and what that does to the scores; names of activations, worst first."""
-    expected = judges.outputs["score"]
-    deviation = float(np.nanstd(expected)) or 1.0
-    effect = {}
-    for name in recipe.activations:
-        others = [other for other in recipe.activations if other != name]
-        alone = _in_float(recipe, others, "")
-        scores = run_stages(apply_recipe(build(), alone), judges.rows, runner)["score"]
-        effect[name] = float(np.sqrt(np.nanmean((scores - expected) ** 2))) / deviation
-    gemms = {name: replace(gemm, sensitivity=effect[gemm.input]) for name, gemm in recipe.gemms.items()}
-    return replace(recipe, gemms=gemms), sorted(effect, key=lambda name: -effect[name])
+def _findings(recipe: Recipe) -> str:
+    return recipe.to_yaml() if recipe.gemms else ""
 
 
-def _in_float(recipe: Recipe, activations: Sequence[str], reason: str) -> Recipe:
-    chosen = set(activations)
-    gemms = {
-        name: replace(gemm, decision="float", reason=reason) if gemm.input in chosen else gemm
-        for name, gemm in recipe.gemms.items()
+def _take_up(resume: Resume, states: States, recipe: Recipe, progress: Progress) -> tuple[int, Recipe]:
+    """(stages already done, the recipe so far)."""
+    found = resume.take_up(states)
+    if isinstance(found, str):
+        progress.note(found)
+    if found is None or isinstance(found, str):
+        return 0, recipe
+    done, findings = found
+    progress.note(f"continuing the interrupted calibration after {done} layers")
+    return done, Recipe.from_yaml(findings, str(resume.folder)) if findings else recipe
+
+
+def _key(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    options: CalibrationOptions,
+    starts: Mapping[str, Sequence[NDArray[np.int64]]],
+) -> str:
+    """Digest of what a calibration's result depends on; weight files count by size and time of change."""
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.folder.glob("*"))
+    document = {
+        "family": recipe.family,
+        "config": recipe.source.config_sha256,
+        "files": files,
+        "versions": dict(recipe.versions),
+        "options": {key: asdict(options)[key] for key in ("observer", "alphas", "max_tokens")},
+        "rows": {name: [row.tolist() for row in rows] for name, rows in starts.items()},
     }
-    return replace(recipe, gemms=gemms)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _channels(weight: ir.Value) -> int:

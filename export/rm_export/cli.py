@@ -49,6 +49,12 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
             help="int8, w8, w4: conversations to calibrate and judge on (default: a built-in set).",
         ),
         click.option(
+            "--calibration-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Ids to calibrate on, and as many to judge on (default: 8,192 to 65,536, by the model's size).",
+        ),
+        click.option(
             "--recipe",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="F.yaml",
@@ -140,7 +146,9 @@ def _quantisation(arguments: dict[str, Any]) -> Quantisation:
     return Quantisation(
         recipe=Recipe.from_yaml(recipe.read_bytes(), str(recipe)) if recipe else None,
         examples=read_conversations(calibration) if calibration else None,
-        options=CalibrationOptions(max_flip_rate=arguments["max_flip_rate"]),
+        options=CalibrationOptions(
+            max_flip_rate=arguments["max_flip_rate"], max_tokens=arguments["calibration_tokens"]
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from rm_export.build import OPSET, build_model
 from rm_export.bundle import Progress, Silent, check_replaceable, staged_folder, write_file, write_graph
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
+from rm_export.judges import Judges
 from rm_export.lowering import Target, lower, target_for
+from rm_export.measure import measure
 from rm_export.options import Options
-from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, prove, quantise
-from rm_export.speed import TOKENS, compare_layers
+from rm_export.proof import package_versions, parity_files
+from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Written, quantise, write_within_budget
+from rm_export.speed import compare_layers
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 
@@ -52,21 +56,46 @@ def export_checkpoint(
         return build_model(chosen.plan(checkpoint, options or Options()), checkpoint.id)
 
     choices, quantised = quantisation or Quantisation(), None
+    work = output.absolute().with_name(f".{output.absolute().name}.calibration")
     if precision in ("int8", *WEIGHT_BITS):
-        quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, progress)
+        quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, work, progress)
     with staged_folder(output, force) as folder:
-        graph = build() if quantised is None else quantised.graph(build())
-        files = write_graph(lower(graph, precision, dialect), folder, GRAPH_NAME, progress)
+        written = None
+        if quantised is None:
+            files = write_graph(lower(build(), precision, dialect), folder, GRAPH_NAME, progress)
+        else:
+            written = write_within_budget(quantised, build, folder, GRAPH_NAME, dialect, choices.options, progress)
+            files, recipe = written.files, written.quantised.recipe
+            if recipe is not None:
+                files[RECIPE_NAME] = write_file(folder, RECIPE_NAME, recipe.to_yaml().encode())
         files[TOKENIZER_NAME] = write_file(folder, TOKENIZER_NAME, plan.tokenizer_json.encode())
-        if quantised is not None and quantised.recipe is not None:
-            files[RECIPE_NAME] = write_file(folder, RECIPE_NAME, quantised.recipe.to_yaml().encode())
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
+        if written is not None and written.quantised.judges is not None:
+            manifest = _proved(manifest, written, written.quantised.judges, folder)
+            row = max(written.quantised.judges.asked.rows, key=len)
+            progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
-    if quantised is not None and quantised.judges is not None:
-        prove(output, quantised.judges)
-        ids = max(quantised.judges.rows, key=len)[:TOKENS]
-        progress.note(str(compare_layers(build(), quantised.graph(build()), ids, choices.options.threads)))
     return output
+
+
+def _proved(manifest: Manifest, written: Written, judges: Judges, folder: Path) -> Manifest:
+    """Write into the folder how the quantised graph's decisions compare with the float one's."""
+    assert written.outputs is not None
+    parity = measure(
+        manifest,
+        list(zip(judges.asked.questions, judges.asked.prompts, strict=True)),
+        judges.outputs,
+        written.outputs,
+        engine="onnxruntime, one layer at a time",
+        versions=package_versions(),
+        examples=len({question.line for question in judges.asked.questions}),
+        not_rendered={},
+        reference="the float32 graph of the same checkpoint, on conversations that calibration never saw",
+    )
+    files = dict(manifest.files)
+    for name, content in parity_files(parity, judges.asked.examples).items():
+        files[name] = write_file(folder, name, content)
+    return replace(manifest, files=files, parity=parity.summary())
 
 
 def _manifest(

@@ -1,26 +1,28 @@
-"""A quantised export around its graph: where the recipe comes from, and the proof that goes into the bundle."""
+"""A quantised export: where the recipe comes from, the budget of flips it must hold, and its proof.
+
+The judge is the file that will ship: its graph, its packed weights, run one layer at a time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from rm_calibration.conversations import Example, default_conversations
 from rm_calibration.recipe import Recipe
-from rm_export.bundle import Progress
-from rm_export.calibrate import CalibrationOptions, Judges, apply_recipe, calibrate, float_judges
+from rm_export.bundle import Progress, write_graph
+from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
+from rm_export.judges import Judges, float_judges, layers_done
+from rm_export.lowering import Target, lower
 from rm_export.lowering.gemms import find_gemms
 from rm_export.lowering.quantise import QuantiseWeights
-from rm_export.measure import measure
-from rm_export.proof import package_versions, parity_files, publish
-from rm_runtime.batching import run_rows
-from rm_runtime.bundle import open_bundle
-from rm_runtime.engines import open_engine
+from rm_export.stage_runner import Outputs, StageRunner, run_stages
+from rm_runtime.manifest import FileRecord
 
 RECIPE_NAME = "recipe.yaml"
 WEIGHT_BITS = {"w8": 8, "w4": 4}
@@ -50,6 +52,15 @@ class Quantised:
         return QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model
 
 
+@dataclass(frozen=True)
+class Written:
+    """A quantised graph on the disk. outputs: the judging rows' through that file, None without judges."""
+
+    files: dict[str, FileRecord]
+    quantised: Quantised
+    outputs: Outputs | None
+
+
 def quantise(
     build: Callable[[], ir.Model],
     plan: Plan,
@@ -57,41 +68,74 @@ def quantise(
     checkpoint: Checkpoint,
     precision: str,
     quantisation: Quantisation,
+    work: Path,
     progress: Progress,
 ) -> Quantised:
-    """Decide on "int8", "w8" or "w4". Raises CalibrationError if a given recipe was made for another checkpoint."""
+    """Decide on "int8", "w8" or "w4"; work: a folder for an interrupted calibration.
+
+    Raises CalibrationError if a given recipe was made for another checkpoint.
+    """
     examples = default_conversations() if quantisation.examples is None else quantisation.examples
-    threads = quantisation.options.threads
+    options = quantisation.options
     if precision in WEIGHT_BITS:
-        return Quantised(precision, None, float_judges(build, plan, examples, threads))
-    recipe, judges = quantisation.recipe, None
+        return Quantised(
+            precision, None, float_judges(build, plan, examples, options.max_tokens, options.threads, progress)
+        )
+    recipe = quantisation.recipe
     if recipe is not None:
         recipe.require_fit(family, checkpoint.config_sha256, [gemm.name for gemm in find_gemms(build().graph)])
-    else:
-
-        def on_layer(done: int, total: int) -> None:
-            if done == 1:
-                progress.begin("calibrating", total, "layers")
-            progress.advance(1)
-
-        recipe, judges = calibrate(build, plan, family, checkpoint, examples, quantisation.options, on_layer)
-    return Quantised(precision, recipe, judges)
+        return Quantised(precision, recipe, None)
+    return Quantised(precision, *calibrate(build, plan, family, checkpoint, examples, options, work, progress))
 
 
-def prove(output: Path, judges: Judges) -> None:
-    """Run the finished bundle on the held-out rows, compare with the float graph, write the parity files into it."""
-    bundle = open_bundle(output)
-    engine = open_engine(bundle)
-    measured = run_rows(engine, judges.rows, bundle.manifest.pad_token_id)
-    parity = measure(
-        bundle.manifest,
-        list(zip(judges.questions, judges.prompts, strict=True)),
-        judges.outputs,
-        measured,
-        engine=engine.name,
-        versions=package_versions(),
-        examples=len({question.line for question in judges.questions}),
-        not_rendered={},
-        reference="the float32 graph of the same checkpoint, on conversations that calibration never saw",
-    )
-    publish(bundle, parity, parity_files(parity, judges.examples))
+def write_within_budget(
+    quantised: Quantised,
+    build: Callable[[], ir.Model],
+    folder: Path,
+    name: str,
+    target: Target,
+    options: CalibrationOptions,
+    progress: Progress,
+) -> Written:
+    """Write the graph; as long as too many clear preferences flip, return products to float and write it again.
+
+    Worst ones first, by their effect on the scores, twice as many each time.
+    """
+    returned = 0
+    while True:
+        files = write_graph(lower(quantised.graph(build()), quantised.precision, target), folder, name, progress)
+        if quantised.judges is None:
+            return Written(files, quantised, None)
+        runner = StageRunner(options.threads, folder)
+        outputs = run_stages(
+            ir.load(folder / name), quantised.judges.asked.rows, runner, layers_done(progress, "judging")
+        )
+        flips, recipe = quantised.judges.flips(outputs), quantised.recipe
+        if recipe is None or flips.clear_rate <= options.max_flip_rate or returned >= len(recipe.activations):
+            return Written(files, quantised, outputs)
+        worst = _worst_first(recipe)[returned : 2 * returned + 1]
+        returned += len(worst)
+        progress.note(
+            f"{100 * flips.clear_rate:.2f} % of clear preferences flip, {100 * options.max_flip_rate:g} % are allowed: "
+            f"{returned} of {len(recipe.activations)} inputs return to float"
+        )
+        reason = f"flips: {100 * flips.clear_rate:.2f} % of clear preferences with it in int8"
+        reason += f", budget {100 * options.max_flip_rate:g} %"
+        quantised = replace(quantised, recipe=_in_float(recipe, worst, reason))
+        for file in files:
+            (folder / file).unlink()
+
+
+def _worst_first(recipe: Recipe) -> list[str]:
+    """Names of activations, the one whose products change the scores most first."""
+    effect = {gemm.input: gemm.sensitivity or 0.0 for gemm in recipe.gemms.values()}
+    return sorted(effect, key=lambda name: -effect[name])
+
+
+def _in_float(recipe: Recipe, activations: Sequence[str], reason: str) -> Recipe:
+    chosen = set(activations)
+    gemms = {
+        name: replace(gemm, decision="float", reason=reason) if gemm.input in chosen else gemm
+        for name, gemm in recipe.gemms.items()
+    }
+    return replace(recipe, gemms=gemms)

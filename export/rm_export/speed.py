@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_export.stages import StageRunner, split_stages, stage_model, start
+from rm_export.stage_runner import StageRunner, start
+from rm_export.stages import split_stages
+from rm_export.tensors import StreamedTensor
 
 TOKENS = 256
 _RUNS = 9
@@ -38,25 +41,45 @@ class LayerSpeed:
         )
 
 
-def compare_layers(
-    float_model: ir.Model, quantised: ir.Model, ids: NDArray[np.int64], threads: int | None
-) -> LayerSpeed:
-    """Time the first layer of both graphs in ONNX Runtime on a row of ids, in turn."""
-    runner = StageRunner(threads)
-    sessions = []
+def compare_layers(float_model: ir.Model, quantised: Path, ids: NDArray[np.int64], threads: int | None) -> LayerSpeed:
+    """Time the first layer of a graph and of a quantised file of it in ONNX Runtime, in turn.
+
+    ids: a row; at most 256 of it count.
+    """
+    row = ids[:TOKENS]
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in (("float", float_model), ("quantised", quantised)):
-            before, layer = split_stages(model)[:2]
-            values = runner.open(before).run(start(model, ids))
-            written, inputs, _ = stage_model(layer, built_in=True)
-            path = Path(folder) / f"{name}.onnx"
-            ir.save(written, path, external_data=f"{name}.data")
-            feeds = {place: values[value] for place, value in zip(inputs, layer.inputs, strict=True)}
-            sessions.append((runner.compiled(str(path)), feeds))
+        sessions = [
+            _first_layer(_with_stored_layer(float_model, Path(folder)), Path(folder), row, threads),
+            _first_layer(ir.load(quantised), quantised.parent, row, threads),
+        ]
         best = [float("inf")] * len(sessions)
         for _ in range(_RUNS):
-            for place, (session, feeds) in enumerate(sessions):
+            for place, run in enumerate(sessions):
                 began = time.perf_counter()
-                session.run(None, feeds)
+                run()
                 best[place] = min(best[place], time.perf_counter() - began)
-    return LayerSpeed(len(ids), *(1000 * seconds for seconds in best))
+    return LayerSpeed(len(row), *(1000 * seconds for seconds in best))
+
+
+def _first_layer(model: ir.Model, folder: Path, row: NDArray[np.int64], threads: int | None) -> Callable[[], object]:
+    """The first layer of a model whose weights lie in files of `folder`, ready to run on the row."""
+    runner = StageRunner(threads, folder)
+    before, layer = (runner.open(stage) for stage in split_stages(model)[:2])
+    (state,) = start(model, [[row]])
+    state = before.after(state, before.run(state))
+    return lambda: layer.run(state)
+
+
+def _with_stored_layer(model: ir.Model, folder: Path) -> ir.Model:
+    """The model with its first layer's weights in a file, where an engine maps and packs them as a bundle's."""
+    layer = split_stages(model)[1]
+    with (folder / "layer.data").open("xb") as file:
+        for value in layer.weights:
+            tensor = value.const_value
+            assert isinstance(tensor, StreamedTensor)
+            offset = file.tell()
+            tensor.tofile(file)
+            value.const_value = ir.ExternalTensor(
+                "layer.data", offset, file.tell() - offset, tensor.dtype, shape=tensor.shape, name="", base_dir=folder
+            )
+    return model

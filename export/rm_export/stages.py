@@ -1,25 +1,18 @@
-"""A graph run one layer at a time: each layer's part is compiled once, its weights are streamed in as inputs.
+"""A graph cut into stages, one layer each, that run one after the other: memory for one layer runs any model.
 
-This is how calibration and its proof run a model that does not fit into memory: what is held is one layer's weights
-and the values that flow between layers.
+Embedding tables are not part of a stage: `lookups` names the Gather nodes whose rows are read straight from the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from rm_export.build import IR_VERSION, OPSET
-from rm_export.errors import ExportError
 from rm_export.lowering.gemms import IN_LAYER
 from rm_export.tensors import StreamedTensor
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -38,11 +31,28 @@ class Stage:
     taps: tuple[ir.Value, ...] = ()
 
 
+@dataclass(frozen=True)
+class StageModel:
+    """A stage as a model of its own. inputs: names of stage inputs, then weights. outputs: of outputs, then taps."""
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def serialised(self) -> bytes:
+        """The protobuf bytes; equal layers give equal bytes."""
+        content: bytes = ir.serde.serialize_model(self.model).SerializeToString()
+        return content
+
+
 def split_stages(model: ir.Model, taps: Iterable[ir.Value] = ()) -> list[Stage]:
-    """The graph's nodes as stages, in an order in which they can run."""
+    """The graph's nodes, lookups apart, as stages in an order in which they can run."""
     graph = model.graph
+    looked_up = set(lookups(graph))
     layer_of: dict[ir.Node, int] = {}
     for node in graph:
+        if node in looked_up:
+            continue
         found = IN_LAYER.match(node.name or "")
         before = [layer_of[p] for value in node.inputs if value is not None and (p := value.producer()) in layer_of]
         layer_of[node] = int(found[1]) if found else max(before, default=-1)
@@ -53,7 +63,7 @@ def split_stages(model: ir.Model, taps: Iterable[ir.Value] = ()) -> list[Stage]:
     wanted, finals = set(taps), set(graph.outputs)
     stages = []
     for layer in range(-1, depth + 2):
-        nodes = tuple(node for node in graph if layer_of[node] == layer)
+        nodes = tuple(node for node in graph if layer_of.get(node) == layer)
         inside = {value for node in nodes for value in node.outputs}
         reads = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
         outputs = [
@@ -73,112 +83,30 @@ def split_stages(model: ir.Model, taps: Iterable[ir.Value] = ()) -> list[Stage]:
     return stages
 
 
-class StageRunner:
-    """Runs stages; layers of one shape share one compiled session."""
-
-    def __init__(self, threads: int | None = None) -> None:
-        self._threads = threads
-        self._sessions: dict[bytes, Any] = {}
-
-    def open(self, stage: Stage) -> LoadedStage:
-        """The stage with its weights in memory. Raises ExportError if no engine is installed."""
-        model, inputs, outputs = stage_model(stage)
-        proto = ir.serde.serialize_model(model).SerializeToString()
-        if proto not in self._sessions:
-            self._sessions[proto] = self.compiled(proto)
-        weights = {
-            name: value.const_value.numpy()
-            for name, value in zip(inputs[len(stage.inputs) :], stage.weights, strict=True)
-            if value.const_value is not None
-        }
-        return LoadedStage(stage, self._sessions[proto], inputs[: len(stage.inputs)], outputs, weights)
-
-    def compiled(self, model: bytes | str) -> Any:
-        """An ONNX Runtime session of a serialised model or of a file's path."""
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ExportError("calibration runs the model with onnxruntime; pip install 'rm-export[cpu]'") from None
-        from rm_runtime.engines.onnxruntime_engine import usable_cores
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads or usable_cores()
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def lookups(graph: ir.Graph) -> list[ir.Node]:
+    """Gathers of the graph's own ids from a stored table: too large to be loaded for the few rows that are read."""
+    return [
+        node
+        for node in graph
+        if node.op_type == "Gather"
+        and node.attributes.get_int("axis", 0) == 0
+        and isinstance(_stored(node.inputs[0]), StreamedTensor | ir.ExternalTensor)
+        and node.inputs[1] in graph.inputs
+    ]
 
 
-@dataclass(frozen=True)
-class LoadedStage:
-    """A stage ready to run on row after row."""
+def stage_model(stage: Stage, built_in: bool = False) -> StageModel:
+    """The stage as a model of its own.
 
-    stage: Stage
-    session: Any
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    weights: Mapping[str, Array]
-
-    def weight(self, value: ir.Value) -> Array:
-        """One of the stage's weights, in memory."""
-        return self.weights[f"in{len(self.stage.inputs) + self.stage.weights.index(value)}"]
-
-    def run(self, values: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
-        """What flows in, by value -> the stage's outputs and taps, by value."""
-        feeds = dict(self.weights)
-        for name, value in zip(self.inputs, self.stage.inputs, strict=True):
-            feeds[name] = values[value]
-        arrays = self.session.run(list(self.outputs), feeds)
-        return dict(zip((*self.stage.outputs, *self.stage.taps), arrays, strict=True))
-
-
-def run_stages(
-    model: ir.Model, rows: Sequence[NDArray[np.int64]], runner: StageRunner
-) -> dict[str, NDArray[np.float32]]:
-    """The graph's outputs for every row of ids, each row alone and unpadded, one layer at a time."""
-    states = [start(model, row) for row in rows]
-    for stage in split_stages(model):
-        loaded = runner.open(stage)
-        for place, state in enumerate(states):
-            states[place] = advance(state, loaded.run(state), stage)
-    return collect(model, states)
-
-
-def start(model: ir.Model, ids: NDArray[np.int64]) -> dict[ir.Value, Array]:
-    """The graph's inputs for one row."""
-    arrays = {"input_ids": ids[None, :], "attention_mask": np.ones((1, len(ids)), np.int64)}
-    return {value: arrays[str(value.name)] for value in model.graph.inputs}
-
-
-def advance(state: Mapping[ir.Value, Array], results: Mapping[ir.Value, Array], stage: Stage) -> dict[ir.Value, Array]:
-    """What flows on after a stage: its outputs, and earlier values that something later still reads."""
-    done = set(stage.nodes)
-    kept = {value: array for value, array in state.items() if any(use.node not in done for use in value.uses())}
-    return kept | {value: results[value] for value in stage.outputs}
-
-
-def collect(model: ir.Model, states: Sequence[Mapping[ir.Value, Array]]) -> dict[str, NDArray[np.float32]]:
-    """The graph's outputs after the last stage: name -> [rows, ...]."""
-    return {
-        str(value.name): np.concatenate([state[value] for state in states]).astype(np.float32)
-        for value in model.graph.outputs
-    }
-
-
-def _is_constant(value: ir.Value) -> bool:
-    return value.producer() is None and value.const_value is not None
-
-
-def stage_model(stage: Stage, built_in: bool = False) -> tuple[ir.Model, list[str], list[str]]:
-    """The stage as a model of its own, and the names of its inputs and outputs.
-
-    Values are named by their place, so that equal layers are equal models. built_in: weights are initializers, as in a
-    bundle, instead of inputs after the others.
+    Values are named by their place, so that equal layers are equal models; node i is the stage's node i. built_in:
+    weights are initializers, as in a bundle, instead of inputs after the others.
     """
     values: dict[ir.Value, ir.Value] = {}
     for place, value in enumerate((*stage.inputs, *stage.weights)):
         shape = value.shape if value in stage.weights else None
         values[value] = ir.Value(name=f"in{place}", type=value.type, shape=shape)
     free = [values[value] for value in ((*stage.inputs,) if built_in else (*stage.inputs, *stage.weights))]
-    graph = ir.Graph(free, [], nodes=[], opset_imports={"": OPSET}, name="stage")
+    graph = ir.Graph(free, [], nodes=[], opset_imports=_opsets(stage.nodes), name="stage")
     for value in stage.weights if built_in else ():
         values[value].const_value = value.const_value
         graph.register_initializer(values[value])
@@ -197,5 +125,20 @@ def stage_model(stage: Stage, built_in: bool = False) -> tuple[ir.Model, list[st
         )
         values.update(zip(node.outputs, outputs, strict=True))
     graph.outputs.extend(values[value] for value in (*stage.outputs, *stage.taps))
-    names = [str(value.name) for value in graph.outputs]
-    return ir.Model(graph, ir_version=IR_VERSION), [str(value.name) for value in free], names
+    return StageModel(
+        ir.Model(graph, ir_version=IR_VERSION),
+        tuple(str(value.name) for value in free),
+        tuple(str(value.name) for value in graph.outputs),
+    )
+
+
+def _opsets(nodes: Sequence[ir.Node]) -> dict[str, int]:
+    return {"": OPSET} | {node.domain: 1 for node in nodes if node.domain}
+
+
+def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None or value.producer() is not None else value.const_value
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.producer() is None and value.const_value is not None

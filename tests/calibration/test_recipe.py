@@ -29,8 +29,8 @@ RECIPE = Recipe(
     source=Source("RLHFlow/ArmoRM-Llama3-8B-v0.1", "0" * 64),
     calibration=Calibration("1" * 64, conversations=100, tokens=41_234, observer="mse"),
     activations={
-        "layers.10.attn_in": Activation(3.25, 3.25 / 127, "mse"),
-        "layers.2.attn_in": Activation(7.1, 7.1 / 127, "mse", 0.6, tuple(range(-12, 13)) + (0,) * 200),
+        "layers.10.attn_in": Activation(3.25, 3.25 / 127, "mse", 4.5, 4.5),
+        "layers.2.attn_in": Activation(7.1, 7.1 / 127, "mse", 90.0, 8.0, 0.6, tuple(range(-12, 13)) + (0,) * 200),
     },
     gemms={
         Q_PROJ.format(10): Gemm("layers.10.attn_in", "int8", "within the budget", Clip("mse", 0.987), 0.0012),
@@ -103,7 +103,7 @@ def test_a_float32_is_written_short_and_read_to_the_bit(value: float) -> None:
     shortest = shortest_float32(value)
     assert np.float32(shortest) == np.float32(value)
     assert shortest_float32(shortest) == shortest
-    activation = Activation(value, value, "mse")
+    activation = Activation(value, value, "mse", value, value)
     text = replace(RECIPE, activations={"x": activation}, gemms={"w": Gemm("x", "int8", "r")}).to_yaml()
     assert Recipe.from_yaml(text).activations["x"] == activation
     assert len(re.findall(r"amax: (.*)", text)[0]) <= 40
@@ -113,7 +113,7 @@ def test_a_float32_is_written_short_and_read_to_the_bit(value: float) -> None:
 def test_any_name_reason_and_smoothing_survives(name: str, reason: str, smoothing: list[int]) -> None:
     recipe = replace(
         RECIPE,
-        activations={name: Activation(1, 1 / 127, "entropy", 0.5, tuple(smoothing))},
+        activations={name: Activation(1, 1 / 127, "entropy", 1, 1, 0.5, tuple(smoothing))},
         gemms={name: Gemm(name, "int8", reason)},
         versions={name: reason},
     )

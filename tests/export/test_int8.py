@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from rm_calibration.conversations import default_conversations
 from rm_calibration.errors import CalibrationError
 from rm_calibration.recipe import Recipe
 from rm_export.build import build_model
+from rm_export.bundle import Silent
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
 from rm_export.checkpoint import Checkpoint, open_checkpoint
 from rm_export.cli import main
@@ -28,7 +30,7 @@ from rm_export.lowering.smooth import Smooth
 from rm_export.options import Options
 from rm_export.quantisation import Quantisation
 from rm_export.speed import LayerSpeed
-from rm_export.stages import StageRunner, run_stages
+from rm_export.stage_runner import StageRunner, run_stages
 from rm_export.tensors import stored_bytes
 from rm_runtime import load
 from rm_runtime.bundle import open_bundle
@@ -53,7 +55,17 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
 
 def calibrated(checkpoint: Checkpoint, options: CalibrationOptions) -> Recipe:
     plan = family("grm").plan(checkpoint, Options())
-    found, _ = calibrate(lambda: graph_of(checkpoint, "grm"), plan, "grm", checkpoint, EXAMPLES, options)
+    with tempfile.TemporaryDirectory() as folder:
+        found, _ = calibrate(
+            lambda: graph_of(checkpoint, "grm"),
+            plan,
+            "grm",
+            checkpoint,
+            EXAMPLES,
+            options,
+            Path(folder) / "work",
+            Silent(),
+        )
     return found
 
 
@@ -137,8 +149,13 @@ def test_a_recipe_is_replayed_bit_for_bit(checkpoint: Checkpoint, recipe: Recipe
     assert files[0] == files[1]
 
 
-def test_the_flip_budget_returns_the_worst_products_to_float_with_the_reason(checkpoint: Checkpoint) -> None:
-    strict = calibrated(checkpoint, CalibrationOptions(threads=1, max_flip_rate=0.0, observer="minmax", alphas=(0.0,)))
+def test_the_flip_budget_returns_the_worst_products_to_float_with_the_reason(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    options = CalibrationOptions(threads=1, max_flip_rate=0.0, observer="minmax", alphas=(0.0,))
+    quantisation = Quantisation(examples=EXAMPLES, options=options)
+    export_checkpoint(checkpoint, tmp_path / "bundle", family="grm", precision="int8", quantisation=quantisation)
+    strict = Recipe.from_yaml((tmp_path / "bundle" / "recipe.yaml").read_bytes())
     floats = [gemm for gemm in strict.gemms.values() if gemm.decision == "float"]
     int8 = [gemm for gemm in strict.gemms.values() if gemm.decision == "int8"]
     assert floats
