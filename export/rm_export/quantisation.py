@@ -15,7 +15,7 @@ from rm_export.calibrate import CalibrationOptions, Judges, apply_recipe, calibr
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.lowering.gemms import find_gemms
-from rm_export.lowering.quantise import QuantiseWeights
+from rm_export.lowering.quantise_weights import QuantiseWeights
 from rm_export.measure import measure
 from rm_export.proof import package_versions, parity_files, publish
 from rm_runtime.batching import run_rows
