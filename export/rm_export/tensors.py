@@ -53,7 +53,8 @@ class StreamedTensor(ir.LazyTensor):
         start = 0
         for piece in self.blocks():
             if piece.shape == self.dims:
-                return piece
+                whole = piece
+                continue  # to the end: a stream may check what it gave
             if whole is None:
                 whole = np.empty(self.dims, self.dtype.numpy())
             whole[start : start + len(piece)] = piece
@@ -135,24 +136,23 @@ class Mapped(StreamedTensor):
         return turned
 
 
-class RowMapped(StreamedTensor):
-    """A function of every row, applied block by block: [rows, n] -> [rows, *row_dims]."""
+class BlockMapped(StreamedTensor):
+    """What a function makes of the stream of another tensor's blocks."""
 
     def __init__(
         self,
         base: StreamedTensor,
-        function: Callable[[Array], Array],
+        function: Callable[[Iterator[Array]], Iterator[Array]],
         dtype: ir.DataType,
-        row_dims: Sequence[int],
+        shape: Sequence[int],
         name: str,
     ) -> None:
-        super().__init__(dtype, (base.dims[0], *row_dims), name)
+        super().__init__(dtype, shape, name)
         self._base = base
         self._function = function
 
     def blocks(self) -> Iterator[Array]:
-        for piece in self._base.blocks():
-            yield self._function(piece)
+        yield from self._function(self._base.blocks())
 
 
 class Computed(StreamedTensor):
@@ -220,7 +220,7 @@ def transpose(base: StreamedTensor) -> StreamedTensor:
     """
     if len(base.dims) != 2:
         raise ValueError(f"a matrix is needed, its shape is {list(base.dims)}")
-    return base.transposed() if isinstance(base, (Mapped, Transposed)) else Transposed(base)
+    return base.transposed() if isinstance(base, (Mapped, Scaled, Transposed)) else Transposed(base)
 
 
 def pick_rows(base: StreamedTensor, indices: Sequence[int]) -> StreamedTensor:
@@ -269,6 +269,10 @@ class Scaled(StreamedTensor):
         super().__init__(ir.DataType.FLOAT, base.dims, str(base.name))
         self._base, self._factors = base, factors
         self._by_row = axis % len(base.dims) == 0
+
+    def transposed(self) -> StreamedTensor:
+        """The transposed base, scaled along its other axis."""
+        return Scaled(transpose(self._base), self._factors, -1 if self._by_row else 0)
 
     def blocks(self) -> Iterator[Array]:
         start = 0

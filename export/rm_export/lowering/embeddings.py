@@ -6,17 +6,17 @@ TensorRT reads integers next to a DequantizeLinear only, so its record says that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from rm_calibration.fidelity import check_fidelity
-from rm_calibration.symmetric import INT8_LEVELS, scales_of
+from rm_calibration.fidelity import FidelityCheck
+from rm_calibration.symmetric import scales_of
+from rm_calibration.weights import dequantise, quantise_weight
 from rm_export.graph.module import PRECISION_MARK
 from rm_export.lowering.constants import add_constant
-from rm_export.tensors import Array, RowMapped, StreamedTensor, to_float32
+from rm_export.tensors import Array, BlockMapped, StreamedTensor, to_float32
 
 _FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 
@@ -61,21 +61,22 @@ def _looks_up_rows(node: ir.Node, place: int) -> bool:
 def _quantise(graph: ir.Graph, table: ir.Value) -> None:
     source = table.const_value
     assert isinstance(source, StreamedTensor)
-    integers = RowMapped(source, _integers_of(str(table.name)), _INT8, (source.dims[1],), str(table.name))
-    values = add_constant(graph, f"{table.name}_int8", integers)
-    scales = add_constant(graph, f"{table.name}_scale", RowMapped(source, row_scales, _FLOAT, (1,), str(table.name)))
+    name, (rows, size) = str(table.name), source.dims
+    values = add_constant(graph, f"{name}_int8", BlockMapped(source, _integers_of(name), _INT8, (rows, size), name))
+    scales = add_constant(graph, f"{name}_scale", BlockMapped(source, _scales, _FLOAT, (rows, 1), name))
     for use in list(table.uses()):
-        lookup, rows = use.node, use.node.outputs[0]
-        picked = _node("Gather", [values, lookup.inputs[1]], {"axis": 0}, f"{lookup.name}/int8", _INT8, rows.shape)
-        widened = _node("Cast", [picked.outputs[0]], {"to": _FLOAT}, f"{lookup.name}/Cast", _FLOAT, rows.shape)
+        lookup, found = use.node, use.node.outputs[0]
+        picked = _node("Gather", [values, lookup.inputs[1]], {"axis": 0}, f"{lookup.name}/int8", _INT8, found.shape)
+        widened = _node("Cast", [picked.outputs[0]], {"to": _FLOAT}, f"{lookup.name}/Cast", _FLOAT, found.shape)
         scale = _node("Gather", [scales, lookup.inputs[1]], {"axis": 0}, f"{lookup.name}/scale", _FLOAT, None)
         scale.metadata_props[PRECISION_MARK] = "float32"
         factors = [widened.outputs[0], scale.outputs[0]]
-        product = _node("Mul", factors, {}, f"{lookup.name}/Mul", _FLOAT, rows.shape)
+        product = _node("Mul", factors, {}, f"{lookup.name}/Mul", _FLOAT, found.shape)
         graph.insert_before(lookup, [picked, widened, scale, product])
-        rows.replace_all_uses_with(product.outputs[0])
+        product.outputs[0].name = found.name
+        found.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
         graph.remove(lookup, safe=True)
-    del graph.initializers[str(table.name)]
+    del graph.initializers[name]
 
 
 def _node(
@@ -92,19 +93,22 @@ def _node(
     return node
 
 
-def row_scales(rows: Array) -> NDArray[np.float32]:
-    """rows [n, size] -> scales [n, 1]; no clip: a row is too short to gain from one."""
-    return scales_of(np.abs(to_float32(rows)).max(axis=1, keepdims=True))
+def _scales(pieces: Iterator[Array]) -> Iterator[Array]:
+    """Rows [n, size] -> scales [n, 1]; no clip: a row is too short to gain from one."""
+    for rows in pieces:
+        yield scales_of(np.abs(to_float32(rows)).max(axis=1, keepdims=True))
 
 
-def _integers_of(name: str) -> Callable[[Array], Array]:
-    """What makes the rows' integers, block after block, each compared with what it came from."""
+def _integers_of(name: str) -> Callable[[Iterator[Array]], Iterator[Array]]:
+    """What makes the rows' integers, block after block, all compared with what they came from."""
 
-    def integers(rows: Array) -> Array:
-        wide = to_float32(rows)
-        scales = row_scales(wide)
-        values: NDArray[np.int8] = np.clip(np.rint(wide / scales), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
-        check_fidelity(name, wide.T, (values * scales).T)
-        return values
+    def integers(pieces: Iterator[Array]) -> Iterator[Array]:
+        check = FidelityCheck(name)
+        for rows in pieces:
+            wide = to_float32(rows)
+            packed = quantise_weight(wide.T, clip="none", tensor=name)
+            check.add(wide.T, dequantise(packed))
+            yield packed.values.T
+        check.result()
 
     return integers

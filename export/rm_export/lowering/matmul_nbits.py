@@ -6,15 +6,17 @@ in blocks too. Written out, its accuracy level is ours to choose.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_calibration.fidelity import check_fidelity
+from rm_calibration.fidelity import FidelityCheck
 from rm_calibration.weights import QuantisedWeight, dequantise
 from rm_export.lowering.constants import add_constant
 from rm_export.lowering.packing import BlockPacking, PackedValues, held
-from rm_export.tensors import Array, RowMapped, StreamedTensor, to_float32, transpose
+from rm_export.tensors import Array, BlockMapped, StreamedTensor, to_float32, transpose
 
 DOMAIN = "com.microsoft"
 
@@ -74,35 +76,38 @@ class MatMulNBits(ir.passes.InPlacePass):
         result, old = product.outputs[0], node.outputs[0]
         result.name, result.dtype, result.shape = old.name, dtype, old.shape
         graph.insert_before(node, product)
-        old.replace_all_uses_with(result)
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
         graph.remove(node, safe=True)
 
 
 def packed_bytes(packing: BlockPacking, name: str) -> StreamedTensor:
     """The operator's B, uint8 [out, blocks, block_size * bits / 8], made a few output channels at a time."""
-    blocks = packing.scale_dims[0]
-
-    def pack_rows(piece: Array) -> NDArray[np.uint8]:
-        weight = to_float32(piece).T
-        quantised = packing.quantised(weight)
-        packed = pack(quantised.values, packing.bits, packing.block_size)
-        restored = unpack(packed, packing.bits, len(weight))
-        written = dequantise(QuantisedWeight(restored, quantised.scales), packing.block_size)
-        check_fidelity(str(packing.source.name), held(weight, packing.scale_type), written, packing.bits)
-        return packed
-
+    inputs, outputs = packing.source.dims
     width = packing.block_size * packing.bits // 8
-    return RowMapped(transpose(packing.source), pack_rows, ir.DataType.UINT8, (blocks, width), name)
+
+    def pack_rows(pieces: Iterator[Array]) -> Iterator[Array]:
+        check = FidelityCheck(str(packing.source.name), packing.bits)
+        for piece in pieces:
+            weight = to_float32(piece).T
+            quantised = packing.quantised(weight)
+            packed = pack(quantised.values, packing.bits, packing.block_size)
+            read = QuantisedWeight(unpack(packed, packing.bits, inputs), quantised.scales)
+            check.add(held(weight, packing.scale_type), dequantise(read, packing.block_size))
+            yield packed
+        check.result()
+
+    shape = (outputs, packing.scale_dims[0], width)
+    return BlockMapped(transpose(packing.source), pack_rows, ir.DataType.UINT8, shape, name)
 
 
 def packed_scales(packing: BlockPacking, dtype: ir.DataType, name: str) -> StreamedTensor:
     """The operator's scales [out, blocks] in the type of its activations, which holds them exactly."""
 
-    def scale_rows(piece: Array) -> Array:
-        scales: Array = packing.quantised(to_float32(piece).T).scales.T.astype(dtype.numpy())
-        return scales
+    def scale_rows(pieces: Iterator[Array]) -> Iterator[Array]:
+        for piece in pieces:
+            yield packing.quantised(to_float32(piece).T).scales.T.astype(dtype.numpy())
 
-    return RowMapped(transpose(packing.source), scale_rows, dtype, (packing.scale_dims[0],), name)
+    return BlockMapped(transpose(packing.source), scale_rows, dtype, packing.scale_dims[::-1], name)
 
 
 def pack(values: NDArray[np.int8], bits: int, block_size: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ for the number they will be multiplied by, and nothing clips that did not clip b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_calibration.fidelity import check_fidelity
+from rm_calibration.fidelity import FidelityCheck
 from rm_calibration.weights import (
     QuantisedWeight,
     channel_scales,
@@ -23,7 +24,7 @@ from rm_calibration.weights import (
     quantise_with,
 )
 from rm_export.errors import ExportError
-from rm_export.tensors import Computed, StreamedTensor, to_float32
+from rm_export.tensors import Computed, StreamedTensor, to_float32, transpose
 
 FLOAT = ir.DataType.FLOAT
 _INTEGERS = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
@@ -36,6 +37,7 @@ class ChannelPacking:
     source: StreamedTensor
     scale_type: ir.DataType = FLOAT
     bits: int = 8
+    block_size: None = None
 
     @property
     def scale_dims(self) -> tuple[int, ...]:
@@ -44,19 +46,20 @@ class ChannelPacking:
 
     @cached_property
     def _scales(self) -> NDArray[np.float32]:
-        weight, name = to_float32(self.source.numpy()), str(self.source.name)
-        return rounded_up(channel_scales(weight, clip_ratios(weight, tensor=name), name), self.scale_type, name)
+        name = str(self.source.name)
+        found = [channel_scales(w, clip_ratios(w, tensor=name), name) for w in output_channels(self.source)]
+        return rounded_up(np.concatenate(found), self.scale_type, name)
 
     def scales(self) -> NDArray[np.float32]:
-        """Scales [out]; kept once computed, since their search takes longer than everything else here."""
+        """Scales [out]; kept once found, since the search takes longer than everything else here."""
         return self._scales
 
-    def values(self) -> NDArray[np.int8]:
-        """The integers [in, out]. Raises CalibrationError if they are not the weight any more."""
-        weight = to_float32(self.source.numpy())
-        packed = quantise_with(weight, self.scales())
-        check_fidelity(str(self.source.name), held(weight, self.scale_type), dequantise(packed))
-        return packed.values
+    def pieces(self) -> Iterator[tuple[NDArray[np.float32], QuantisedWeight]]:
+        """The weight and what becomes of it, some output channels [in, n] at a time."""
+        start = 0
+        for weight in output_channels(self.source):
+            yield weight, quantise_with(weight, self._scales[start : start + weight.shape[1]])
+            start += weight.shape[1]
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,14 @@ class BlockPacking:
         rows, columns = self.source.dims
         return (-(-rows // self.block_size), columns)
 
-    def values(self) -> NDArray[np.int8]:
-        """The integers [in, out], one a byte even at 4 bits. Raises CalibrationError as above."""
-        weight = to_float32(self.source.numpy())
-        packed = self.quantised(weight)
-        restored = dequantise(packed, self.block_size)
-        check_fidelity(str(self.source.name), held(weight, self.scale_type), restored, self.bits)
-        return packed.values
-
     def scales(self) -> NDArray[np.float32]:
         """Scales [blocks, out]."""
-        return self.quantised(to_float32(self.source.numpy())).scales
+        return np.concatenate([packed.scales for _, packed in self.pieces()], axis=1)
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.float32], QuantisedWeight]]:
+        """The weight and what becomes of it, some output channels [in, n] at a time."""
+        for weight in output_channels(self.source):
+            yield weight, self.quantised(weight)
 
     def quantised(self, weight: NDArray[np.float32]) -> QuantisedWeight:
         """Some output channels [in, n] of the weight; a channel's integers do not depend on the others."""
@@ -99,11 +99,22 @@ Packing = ChannelPacking | BlockPacking
 
 
 class PackedValues(Computed):
-    """The integers of a packing, as DequantizeLinear reads them."""
+    """The integers [in, out] of a packing, as DequantizeLinear reads them. Computing them raises CalibrationError if
+    they are not the weight any more."""
 
     def __init__(self, packing: Packing, name: str) -> None:
-        super().__init__(packing.values, _INTEGERS[packing.bits], packing.source.dims, name)
+        super().__init__(self._values, _INTEGERS[packing.bits], packing.source.dims, name)
         self.packing = packing
+
+    def _values(self) -> NDArray[np.int8]:
+        packing, values, start = self.packing, np.empty(self.dims, np.int8), 0
+        check = FidelityCheck(str(packing.source.name), packing.bits)
+        for weight, packed in packing.pieces():
+            check.add(held(weight, packing.scale_type), dequantise(packed, packing.block_size))
+            values[:, start : start + weight.shape[1]] = packed.values
+            start += weight.shape[1]
+        check.result()
+        return values
 
 
 class PackedScales(Computed):
@@ -112,6 +123,12 @@ class PackedScales(Computed):
     def __init__(self, packing: Packing, name: str) -> None:
         super().__init__(packing.scales, FLOAT, packing.scale_dims, name)
         self.packing = packing
+
+
+def output_channels(source: StreamedTensor) -> Iterator[NDArray[np.float32]]:
+    """A weight [in, out] as pieces [in, n]: a checkpoint's [out, in] tensor is read a block at a time, never whole."""
+    for piece in transpose(source).blocks():
+        yield to_float32(piece).T
 
 
 def rounded_up(scales: NDArray[np.float32], dtype: ir.DataType, tensor: str) -> NDArray[np.float32]:
