@@ -60,22 +60,7 @@ def weight_fidelity(weight: NDArray[np.float32], dequantised: NDArray[np.float32
     """How much `dequantised` is `weight`, both [in, out]. Sums are float64. Raises ValueError for unequal shapes."""
     if weight.shape != dequantised.shape or weight.ndim != 2:
         raise ValueError(f"shapes {list(weight.shape)} and {list(dequantised.shape)}; two equal matrices are compared")
-    product, source, copy = np.zeros((3, weight.shape[1]))
-    for start in range(0, len(weight), _STRIP_ROWS):
-        one = weight[start : start + _STRIP_ROWS].astype(np.float64)
-        other = dequantised[start : start + _STRIP_ROWS].astype(np.float64)
-        product += (one * other).sum(axis=0)
-        source += (one * one).sum(axis=0)
-        copy += (other * other).sum(axis=0)
-    channels = _cosine(product, source, copy)
-    worst = int(np.argmin(channels))
-    norms = source.sum(), copy.sum()
-    return Fidelity(
-        correlation=float(_cosine(product.sum(), *norms)),
-        norm_ratio=float(np.sqrt(norms[1] / norms[0])) if norms[0] else float(1 + norms[1]),
-        channel_correlation=float(channels[worst]),
-        channel=worst,
-    )
+    return _fidelity(_channel_sums(weight, dequantised))
 
 
 def check_fidelity(
@@ -86,20 +71,62 @@ def check_fidelity(
     Raises CalibrationError, naming the tensor and what is off, if not: unequal shapes, NaN, a low correlation of
     the whole or of one output channel, a wrong norm.
     """
-    if weight.shape != dequantised.shape:
-        raise _unfaithful(tensor, bits, f"has shape {list(dequantised.shape)} instead of {list(weight.shape)}")
-    bounds, fidelity = FIDELITY_BOUNDS[bits], weight_fidelity(weight, dequantised)
-    if not fidelity.correlation >= bounds.correlation:
-        reason = f"correlates with it by {fidelity.correlation:.4f}, at least {bounds.correlation} is due"
-    elif not abs(fidelity.norm_ratio - 1) <= bounds.norm_tolerance:
-        reason = f"has {fidelity.norm_ratio:.4f} times its norm, {1 - bounds.norm_tolerance:.2f} to "
-        reason += f"{1 + bounds.norm_tolerance:.2f} is right"
-    elif not fidelity.channel_correlation >= bounds.channel_correlation:
-        reason = f"correlates with it by {fidelity.channel_correlation:.4f} in output channel {fidelity.channel}, "
-        reason += f"at least {bounds.channel_correlation} is due"
-    else:
-        return fidelity
-    raise _unfaithful(tensor, bits, reason)
+    check = FidelityCheck(tensor, bits)
+    check.add(weight, dequantised)
+    return check.result()
+
+
+class FidelityCheck:
+    """check_fidelity for a weight that comes a few output channels at a time; three sums a channel are kept."""
+
+    def __init__(self, tensor: str, bits: int = 8) -> None:
+        self._tensor, self._bits = tensor, bits
+        self._sums: list[NDArray[np.float64]] = []
+
+    def add(self, weight: NDArray[np.float32], dequantised: NDArray[np.float32]) -> None:
+        """The next output channels of both, [in, n]."""
+        if weight.shape != dequantised.shape:
+            reason = f"has shape {list(dequantised.shape)} instead of {list(weight.shape)}"
+            raise _unfaithful(self._tensor, self._bits, reason)
+        self._sums.append(_channel_sums(weight, dequantised))
+
+    def result(self) -> Fidelity:
+        """Of everything added. Raises CalibrationError as check_fidelity does."""
+        bounds, fidelity = FIDELITY_BOUNDS[self._bits], _fidelity(np.concatenate(self._sums, axis=1))
+        if not fidelity.correlation >= bounds.correlation:
+            reason = f"correlates with it by {fidelity.correlation:.4f}, at least {bounds.correlation} is due"
+        elif not abs(fidelity.norm_ratio - 1) <= bounds.norm_tolerance:
+            reason = f"has {fidelity.norm_ratio:.4f} times its norm, {1 - bounds.norm_tolerance:.2f} to "
+            reason += f"{1 + bounds.norm_tolerance:.2f} is right"
+        elif not fidelity.channel_correlation >= bounds.channel_correlation:
+            reason = f"correlates with it by {fidelity.channel_correlation:.4f} in output channel {fidelity.channel}, "
+            reason += f"at least {bounds.channel_correlation} is due"
+        else:
+            return fidelity
+        raise _unfaithful(self._tensor, self._bits, reason)
+
+
+def _channel_sums(weight: NDArray[np.float32], dequantised: NDArray[np.float32]) -> NDArray[np.float64]:
+    """For each output channel the inner product and the two squared norms, [3, out]."""
+    sums = np.zeros((3, weight.shape[1]))
+    for start in range(0, len(weight), _STRIP_ROWS):
+        one = weight[start : start + _STRIP_ROWS].astype(np.float64)
+        other = dequantised[start : start + _STRIP_ROWS].astype(np.float64)
+        sums += np.stack([(one * other).sum(axis=0), (one * one).sum(axis=0), (other * other).sum(axis=0)])
+    return sums
+
+
+def _fidelity(sums: NDArray[np.float64]) -> Fidelity:
+    product, source, copy = sums
+    channels = _cosine(product, source, copy)
+    worst = int(np.argmin(channels))
+    norms = source.sum(), copy.sum()
+    return Fidelity(
+        correlation=float(_cosine(product.sum(), *norms)),
+        norm_ratio=float(np.sqrt(norms[1] / norms[0])) if norms[0] else float(1 + norms[1]),
+        channel_correlation=float(channels[worst]),
+        channel=worst,
+    )
 
 
 def _unfaithful(tensor: str, bits: int, reason: str) -> CalibrationError:

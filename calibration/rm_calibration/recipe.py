@@ -120,6 +120,7 @@ class Recipe:
     """Everything a replay needs besides the checkpoint.
 
     activations: by name. gemms: by the checkpoint's tensor name ("model.layers.0.self_attn.q_proj.weight").
+    embeddings: "int8" (a scale a row, where the target can look integers up) or "float".
     versions: tool -> version of what made it.
     """
 
@@ -129,6 +130,7 @@ class Recipe:
     activations: Mapping[str, Activation]
     gemms: Mapping[str, Gemm]
     versions: Mapping[str, str] = field(default_factory=dict)
+    embeddings: str = "int8"
     format: int = FORMAT_VERSION
 
     def to_yaml(self) -> str:
@@ -137,10 +139,11 @@ class Recipe:
             "format": self.format,
             "family": self.family,
             "source": vars(self.source),
-            "calibration": vars(self.calibration),
             "versions": dict(sorted(self.versions.items())),
+            "embeddings": self.embeddings,
             "activations": _in_order(self.activations, _activation_to_document),
             "gemms": _in_order(self.gemms, _gemm_to_document),
+            "calibration": vars(self.calibration),  # last: all of it is required, so a cut file is never a whole one
         }
         return write_yaml(document)
 
@@ -171,6 +174,7 @@ class Recipe:
             activations=activations,
             gemms=gemms,
             versions=document["versions"],
+            embeddings=document["embeddings"],
         )
         recipe._check_inputs(where)
         return recipe

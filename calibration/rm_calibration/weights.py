@@ -15,7 +15,7 @@ from rm_calibration.errors import CalibrationError
 from rm_calibration.symmetric import INT4_LEVELS, INT8_LEVELS, integrated_error, scales_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -101,11 +101,16 @@ def dequantise(quantised: QuantisedWeight, block_size: int | None = None) -> NDA
 
 
 def quantise_blockwise(
-    weight: NDArray[np.float32], bits: int, block_size: int, tensor: str = "weight"
+    weight: NDArray[np.float32],
+    bits: int,
+    block_size: int,
+    tensor: str = "weight",
+    stored: Callable[[NDArray[np.float32]], NDArray[np.float32]] = np.asarray,
 ) -> QuantisedWeight:
     """weight float32 [in, out] with a scale for each block_size inputs of each output channel, [ceil(in / block), out].
 
     bits: 8, or 4 (each block clipped where its squared error is least). The values of 4 bits are not packed yet.
+    stored: ideal scales -> those a narrower type can store, for which the integers are then made.
     Raises CalibrationError, naming `tensor`, for NaN or infinity; ValueError for other bits or an empty block.
     """
     if bits not in _BLOCK_RATIOS or block_size < 1:
@@ -119,9 +124,9 @@ def quantise_blockwise(
         piece = weight[blocks.start * block_size : blocks.stop * block_size]
         padding = -len(piece) % block_size
         grouped = np.pad(piece, ((0, padding), (0, 0))).reshape(-1, block_size, outputs)
-        scales[blocks] = _block_scales(grouped, levels, _BLOCK_RATIOS[bits])
-        stored = _stored(grouped, scales[blocks, None], levels).reshape(-1, outputs)
-        values[blocks.start * block_size : blocks.stop * block_size] = stored[: len(piece)]
+        scales[blocks] = stored(_block_scales(grouped, levels, _BLOCK_RATIOS[bits]))
+        integers = _stored(grouped, scales[blocks, None], levels).reshape(-1, outputs)
+        values[blocks.start * block_size : blocks.stop * block_size] = integers[: len(piece)]
     return QuantisedWeight(values, scales)
 
 

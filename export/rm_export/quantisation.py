@@ -20,7 +20,7 @@ from rm_export.families import Plan
 from rm_export.judges import Judges, float_judges, layers_done
 from rm_export.lowering import Target, lower
 from rm_export.lowering.gemms import find_gemms
-from rm_export.lowering.quantise import QuantiseWeights
+from rm_export.lowering.quantise_weights import QuantiseWeights
 from rm_export.stage_runner import Outputs, StageRunner, run_stages
 from rm_runtime.manifest import FileRecord
 
@@ -45,11 +45,16 @@ class Quantised:
     recipe: Recipe | None
     judges: Judges | None
 
-    def graph(self, float_graph: ir.Model) -> ir.Model:
-        """The float graph with integers in it; the given model is changed."""
+    def graph(self, float_graph: ir.Model, target: Target) -> ir.Model:
+        """The float graph with integers in it, in the target's dialect; the given model is changed.
+
+        Embedding tables become int8 where the target can look them up and the recipe does not keep them in float.
+        """
         if self.recipe is not None:
-            return apply_recipe(float_graph, self.recipe)
-        return QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model
+            model, int8_tables = apply_recipe(float_graph, self.recipe), self.recipe.embeddings == "int8"
+        else:
+            model, int8_tables = QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model, True
+        return lower(model, self.precision, target, int8_tables and target.int8_tables)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def write_within_budget(
     """
     returned = 0
     while True:
-        files = write_graph(lower(quantised.graph(build()), quantised.precision, target), folder, name, progress)
+        files = write_graph(quantised.graph(build(), target), folder, name, progress)
         if quantised.judges is None:
             return Written(files, quantised, None)
         runner = StageRunner(options.threads, folder)
@@ -113,15 +118,12 @@ def write_within_budget(
         flips, recipe = quantised.judges.flips(outputs), quantised.recipe
         if recipe is None or flips.clear_rate <= options.max_flip_rate or returned >= len(recipe.activations):
             return Written(files, quantised, outputs)
-        worst = _worst_first(recipe)[returned : 2 * returned + 1]
-        returned += len(worst)
-        progress.note(
-            f"{100 * flips.clear_rate:.2f} % of clear preferences flip, {100 * options.max_flip_rate:g} % are allowed: "
-            f"{returned} of {len(recipe.activations)} inputs return to float"
-        )
         reason = f"flips: {100 * flips.clear_rate:.2f} % of clear preferences with it in int8"
         reason += f", budget {100 * options.max_flip_rate:g} %"
-        quantised = replace(quantised, recipe=_in_float(recipe, worst, reason))
+        worst = _worst_first(recipe)[returned : 2 * returned + 1]
+        returned += len(worst)
+        progress.note(f"{reason}: {returned} of {len(recipe.activations)} inputs return to float")
+        quantised = replace(quantised, recipe=replace(_in_float(recipe, worst, reason), embeddings="float"))
         for file in files:
             (folder / file).unlink()
 

@@ -65,6 +65,8 @@ class StageRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or usable_cores()
         options.log_severity_level = 3
+        # Weight-only DequantizeLinear as it is written: the default rounds activations to int8 too (engines differ).
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if self._folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

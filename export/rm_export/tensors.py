@@ -53,7 +53,8 @@ class StreamedTensor(ir.LazyTensor):
         start = 0
         for piece in self.blocks():
             if piece.shape == self.dims:
-                return piece
+                whole = piece
+                continue  # to the end: a stream may check what it gave
             if whole is None:
                 whole = np.empty(self.dims, self.dtype.numpy())
             whole[start : start + len(piece)] = piece
@@ -117,7 +118,7 @@ class FileTensor(StreamedTensor):
 
 
 class Mapped(StreamedTensor):
-    """A function of every value, applied block by block; shapes stay, the dtype may change."""
+    """A function of every value alone, applied block by block; shapes stay, the dtype may change."""
 
     def __init__(self, base: StreamedTensor, function: Callable[[Array], Array], dtype: ir.DataType) -> None:
         super().__init__(dtype, base.dims, str(base.name))
@@ -127,6 +128,31 @@ class Mapped(StreamedTensor):
     def blocks(self) -> Iterator[Array]:
         for piece in self._base.blocks():
             yield self._function(piece)
+
+    def transposed(self) -> StreamedTensor:
+        """The same function of the transposed base: it knows nothing of places."""
+        turned = Mapped(transpose(self._base), self._function, self.dtype)
+        turned.name = self.name
+        return turned
+
+
+class BlockMapped(StreamedTensor):
+    """What a function makes of the stream of another tensor's blocks."""
+
+    def __init__(
+        self,
+        base: StreamedTensor,
+        function: Callable[[Iterator[Array]], Iterator[Array]],
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        name: str,
+    ) -> None:
+        super().__init__(dtype, shape, name)
+        self._base = base
+        self._function = function
+
+    def blocks(self) -> Iterator[Array]:
+        yield from self._function(self._base.blocks())
 
 
 class Computed(StreamedTensor):
@@ -172,6 +198,10 @@ class Transposed(StreamedTensor):
         super().__init__(base.dtype, (columns, rows), str(base.name))
         self._base = base
 
+    def transposed(self) -> StreamedTensor:
+        """The base itself."""
+        return self._base
+
     def blocks(self) -> Iterator[Array]:
         source = self._base.numpy()
         bits = source.view(np.uint16) if source.dtype == ml_dtypes.bfloat16 else source  # numpy moves these faster
@@ -184,10 +214,13 @@ class Transposed(StreamedTensor):
 
 
 def transpose(base: StreamedTensor) -> StreamedTensor:
-    """[rows, columns] -> [columns, rows]. Raises ValueError unless the tensor has two axes."""
+    """[rows, columns] -> [columns, rows]. Raises ValueError unless the tensor has two axes.
+
+    What was transposed before is taken back instead, so that it is read block by block again.
+    """
     if len(base.dims) != 2:
         raise ValueError(f"a matrix is needed, its shape is {list(base.dims)}")
-    return Transposed(base)
+    return base.transposed() if isinstance(base, (Mapped, Scaled, Transposed)) else Transposed(base)
 
 
 def pick_rows(base: StreamedTensor, indices: Sequence[int]) -> StreamedTensor:
@@ -236,6 +269,10 @@ class Scaled(StreamedTensor):
         super().__init__(ir.DataType.FLOAT, base.dims, str(base.name))
         self._base, self._factors = base, factors
         self._by_row = axis % len(base.dims) == 0
+
+    def transposed(self) -> StreamedTensor:
+        """The transposed base, scaled along its other axis."""
+        return Scaled(transpose(self._base), self._factors, -1 if self._by_row else 0)
 
     def blocks(self) -> Iterator[Array]:
         start = 0

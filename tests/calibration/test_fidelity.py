@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rm_calibration.errors import CalibrationError
-from rm_calibration.fidelity import check_fidelity, weight_fidelity
+from rm_calibration.fidelity import FidelityCheck, check_fidelity, weight_fidelity
 from rm_calibration.weights import dequantise, quantise_blockwise, quantise_weight
 
 Matrix = NDArray[np.float32]
@@ -99,3 +99,11 @@ def test_tiny_weights_are_compared_too() -> None:
     check_fidelity("w", tiny, dequantise(quantise_weight(tiny)))
     with pytest.raises(CalibrationError):
         check_fidelity("w", tiny, tiny.T)
+
+
+def test_a_weight_that_comes_in_pieces_is_judged_as_a_whole() -> None:
+    packed = dequantise(quantise_weight(WEIGHT))
+    check = FidelityCheck("weight")
+    for channels in (slice(0, 191), slice(191, 192)):
+        check.add(WEIGHT[:, channels], packed[:, channels])
+    assert check.result() == check_fidelity("weight", WEIGHT, packed)

@@ -148,3 +148,12 @@ def test_other_bits_or_an_empty_block_are_a_mistake() -> None:
     for bits, block in ((2, 32), (8, 0)):
         with pytest.raises(ValueError, match="bits are 8 or 4"):
             quantise_blockwise(np.ones((4, 4), np.float32), bits, block)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_of_blocks_are_made_for_the_scales_that_are_stored(bits: int) -> None:
+    weight, levels = heavy_tailed(64, 8), 2 ** (bits - 1) - 1
+    packed = quantise_blockwise(weight, bits, 32, stored=lambda scales: np.exp2(np.ceil(np.log2(scales))))
+    assert (np.log2(packed.scales) % 1 == 0).all()
+    expected = np.rint(weight / np.repeat(packed.scales, 32, axis=0))
+    np.testing.assert_array_equal(packed.values, np.clip(expected, -levels, levels))

@@ -17,17 +17,21 @@ from rm_export.checkpoint import read_tensors
 from rm_export.errors import CheckpointError
 from rm_export.tensors import (
     BLOCK_BYTES,
+    BlockMapped,
     Computed,
     Mapped,
     StreamedTensor,
+    Transposed,
     all_finite,
     cast,
     pick_rows,
+    scaled,
     to_float32,
     transpose,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -137,6 +141,32 @@ def test_infinities_and_nan_that_are_stored_stay_what_they_are(tmp_path: Path) -
 def test_a_transpose_equals_numpy(tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     array = values(shape, dtype)
     assert_equal(transpose(stored(tmp_path, array)), np.ascontiguousarray(array.T))
+
+
+def test_what_was_transposed_is_taken_back_without_holding_it(tmp_path: Path) -> None:
+    array = values((5, 3), BF16)
+    base, factors = stored(tmp_path, array), np.float32([1, 2, 4, 8, 16])
+    assert transpose(transpose(base)) is base
+    chain = scaled(cast(transpose(base), ir.DataType.FLOAT), factors, axis=-1)  # [3, 5]
+    back = transpose(chain)
+    assert not isinstance(back, Transposed)
+    assert back.name == chain.name
+    assert_equal(back, array.astype(np.float32) * factors[:, None])
+    assert_equal(transpose(back), np.ascontiguousarray(array.astype(np.float32).T) * factors)
+
+
+def test_a_function_of_the_blocks_sees_all_of_them_however_they_are_read(tmp_path: Path) -> None:
+    array, ends = values((5, 3), np.dtype(np.float32)), []
+
+    def negated(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for piece in pieces:
+            yield -piece
+        ends.append("reached")
+
+    tensor = BlockMapped(stored(tmp_path, array), negated, ir.DataType.FLOAT, (5, 3), "weight")
+    tensor.numpy()
+    assert ends == ["reached"]
+    assert_equal(tensor, -array)
 
 
 def test_only_a_matrix_is_transposed(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 The residual stream, norms, softmax, rotary tables and heads are float32 in every precision; only what feeds a matrix
 product is rounded. The number of casts is the same as with a low residual stream, and nothing can overflow in it.
+Around int8 products: QuantizeLinear reads what there is, float32 from a norm, and DequantizeLinear gives the type of
+its product at once, with no Cast between that would keep an engine from fusing the three.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rm_export.graph.module import PRECISION_MARK
+from rm_export.lowering.scales import inexact_scale
 from rm_export.tensors import StreamedTensor, cast
 
 FLOAT = ir.DataType.FLOAT
@@ -42,13 +45,17 @@ _FOLLOWING_OPS = frozenset(
         "Pad",
         "Flatten",
         "Tile",
+        "QuantizeLinear",
     ]
 )
 """Computed in low precision where every computed float input already is; else in float32."""
 
 
 class LowerPrecision(ir.passes.InPlacePass):
-    """Requires a float32 graph whose values all have types. Ensures float32 outputs and float32 marked nodes."""
+    """Requires a float32 graph whose values all have types, and scales that the low type holds exactly.
+
+    Ensures float32 outputs, float32 marked nodes, and that products read a DequantizeLinear without a Cast.
+    """
 
     def __init__(self, dtype: ir.DataType) -> None:
         super().__init__()
@@ -61,6 +68,9 @@ class LowerPrecision(ir.passes.InPlacePass):
                     raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} has no type")
                 if value.dtype.is_floating_point() and value.dtype != FLOAT:
                     raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} is {value.dtype}, not float32")
+        inexact = inexact_scale(model.graph, self.low)
+        if inexact is not None:
+            raise ir.passes.PreconditionError(f"scale {inexact.name} is no number of {self.low}")
 
     def ensures(self, model: ir.Model) -> None:
         for output in model.graph.outputs:
@@ -68,10 +78,12 @@ class LowerPrecision(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"output {output.name} is {output.dtype}")
         for node in model.graph:
             floats = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None and _is_float(value)}
-            if node.metadata_props.get(PRECISION_MARK) == "float32" and floats - {FLOAT}:
+            if _is_marked(node) and floats - {FLOAT}:
                 raise ir.passes.PostconditionError(f"{node.name} is marked float32 and is not")
             if len(floats) > 1 and node.op_type != "Cast":
                 raise ir.passes.PostconditionError(f"{node.name} mixes {floats}")
+            if node.op_type == "DequantizeLinear" and any(use.node.op_type == "Cast" for use in node.outputs[0].uses()):
+                raise ir.passes.PostconditionError(f"a Cast separates {node.name} from its product")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -91,8 +103,10 @@ class LowerPrecision(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _precision_of(self, node: ir.Node) -> ir.DataType:
-        if node.metadata_props.get(PRECISION_MARK) == "float32":
+        if _is_marked(node):
             return FLOAT
+        if node.op_type == "DequantizeLinear":
+            return FLOAT if any(_is_marked(use.node) for use in node.outputs[0].uses()) else self.low
         if node.op_type in _LOW_OPS or _reads_table(node):
             return self.low
         computed = [
@@ -122,6 +136,10 @@ class LowerPrecision(ir.passes.InPlacePass):
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _is_marked(node: ir.Node) -> bool:
+    return node.metadata_props.get(PRECISION_MARK) == "float32"
 
 
 def _is_constant(value: ir.Value) -> bool:

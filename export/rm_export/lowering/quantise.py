@@ -1,4 +1,4 @@
-"""Integers around matrix products: static int8 on both sides as a recipe says, or int8/int4 weights alone.
+"""Static int8 on both sides of matrix products, as a recipe says.
 
 One dialect for every engine, QuantizeLinear and DequantizeLinear: activations int8 per tensor, weights int8 per output
 channel, zero points 0, scales constants. Products that read one activation share one QuantizeLinear.
@@ -7,24 +7,14 @@ channel, zero points 0, scales constants. Products that read one activation shar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from rm_calibration.fidelity import check_fidelity
-from rm_calibration.weights import (
-    QuantisedWeight,
-    channel_scales,
-    clip_ratios,
-    dequantise,
-    quantise_blockwise,
-    quantise_with,
-)
-from rm_export.lowering.gemms import Gemm, find_gemms, gemm_groups
-from rm_export.tensors import Computed, StreamedTensor, to_float32
+from rm_export.lowering.constants import add_constant
+from rm_export.lowering.gemms import Gemm, gemm_groups
+from rm_export.lowering.packing import ChannelPacking, PackedScales, PackedValues
+from rm_export.tensors import Computed, StreamedTensor
 
 _FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 
@@ -61,28 +51,9 @@ class Quantise(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"{node.name} is int8 on one side only")
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A weight [in, out] and the int8 form it is given; only its scales are kept."""
-
-    source: StreamedTensor
-
-    @cached_property
-    def scales(self) -> NDArray[np.float32]:
-        weight = to_float32(self.source.numpy())
-        return channel_scales(weight, clip_ratios(weight, tensor=str(self.source.name)), str(self.source.name))
-
-    def values(self) -> NDArray[np.int8]:
-        """The int8 weight, checked against its source."""
-        weight = to_float32(self.source.numpy())
-        packed = quantise_with(weight, self.scales)
-        check_fidelity(str(self.source.name), weight, dequantise(packed))
-        return packed.values
-
-
 def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) -> ir.Value:
-    scale = _constant(graph, f"{name}.scale", ir.Tensor(np.float32(step).reshape(())))
-    zero = _constant(graph, f"{name}.zero_point", ir.Tensor(np.int8(0).reshape(())))
+    scale = add_constant(graph, f"{name}.scale", ir.Tensor(np.float32(step).reshape(())))
+    zero = add_constant(graph, f"{name}.zero_point", ir.Tensor(np.int8(0).reshape(())))
     activation = first.activation
     quantise = ir.node("QuantizeLinear", [activation, scale, zero], name=f"{first.node.name}/input/QuantizeLinear")
     quantised = quantise.outputs[0]
@@ -97,16 +68,12 @@ def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) 
 def _quantised_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
     source = gemm.weight.const_value
     assert isinstance(source, StreamedTensor)
-    packed = _Packed(source)
-    rows, columns = source.dims
-    values = _constant(graph, f"{gemm.name}_int8", Computed(packed.values, _INT8, (rows, columns), gemm.name))
-    scales = _constant(
-        graph, f"{gemm.name}_scale", Computed(lambda: packed.scales, _FLOAT, (columns,), f"{gemm.name}_scale")
-    )
-    zeros = _constant(
-        graph,
-        f"{gemm.name}_zero_point",
-        Computed(lambda: np.zeros(columns, np.int8), _INT8, (columns,), f"{gemm.name}_zero_point"),
+    packing = ChannelPacking(source)
+    columns = source.dims[1]
+    values = add_constant(graph, f"{gemm.name}_int8", PackedValues(packing, gemm.name))
+    scales = add_constant(graph, f"{gemm.name}_scale", PackedScales(packing, gemm.name))
+    zeros = add_constant(
+        graph, f"{gemm.name}_zero_point", Computed(lambda: np.zeros(columns, np.int8), _INT8, (columns,), gemm.name)
     )
     widen = ir.node(
         "DequantizeLinear", [values, scales, zeros], {"axis": 1}, name=f"{gemm.node.name}/weight/DequantizeLinear"
@@ -115,60 +82,3 @@ def _quantised_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
     widened.name, widened.dtype, widened.shape = f"{gemm.name}_dequantised", _FLOAT, gemm.weight.shape
     graph.insert_before(gemm.node, widen)
     return widened
-
-
-class QuantiseWeights(ir.passes.InPlacePass):
-    """Weight-only: int8 or int4 weights in blocks along the input axis, as standard DequantizeLinear.
-
-    Saves memory, not time: activations and arithmetic stay float. Requires a float32 graph.
-    """
-
-    def __init__(self, bits: int, block_size: int = 64) -> None:
-        super().__init__()
-        self.bits = bits
-        self.block_size = block_size
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for gemm in list(find_gemms(model.graph)):
-            gemm.node.replace_input_with(1, self._blocked_weight(model.graph, gemm))
-            modified = True
-        return ir.passes.PassResult(model, modified)
-
-    def _blocked_weight(self, graph: ir.Graph, gemm: Gemm) -> ir.Value:
-        source = gemm.weight.const_value
-        assert isinstance(source, StreamedTensor)
-        rows, columns = source.dims
-
-        def pack() -> QuantisedWeight:
-            weight = to_float32(source.numpy())
-            packed = quantise_blockwise(weight, self.bits, self.block_size, gemm.name)
-            check_fidelity(gemm.name, weight, dequantise(packed, self.block_size), self.bits)
-            return packed
-
-        dtype = _INT8 if self.bits == 8 else ir.DataType.INT4
-        blocks = -(-rows // self.block_size)
-        name = f"{gemm.name}_int{self.bits}"
-        values = _constant(graph, name, Computed(lambda: pack().values, dtype, (rows, columns), name))
-        scales = _constant(
-            graph, f"{name}_scale", Computed(lambda: pack().scales, _FLOAT, (blocks, columns), f"{name}_scale")
-        )
-        widen = ir.node(
-            "DequantizeLinear",
-            [values, scales],
-            {"axis": 0, "block_size": self.block_size},
-            name=f"{gemm.node.name}/weight/DequantizeLinear",
-        )
-        widened = widen.outputs[0]
-        widened.name, widened.dtype, widened.shape = f"{name}_dequantised", _FLOAT, gemm.weight.shape
-        graph.insert_before(gemm.node, widen)
-        return widened
-
-
-def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    tensor.name = name
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value

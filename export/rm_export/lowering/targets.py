@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from rm_export.errors import ExportError
 
 
@@ -12,19 +14,28 @@ class Target:
     """A dialect of ONNX.
 
     precisions: what a graph for this target may be lowered to. engines: which runtimes read it.
+    around_integers: the float type between quantised products (float32: nothing is lowered). matmul_nbits: weight-only
+    products are MatMulNBits, else standard DequantizeLinear and MatMul. int8_tables: integer embedding tables can be
+    looked up.
     """
 
     name: str
     precisions: frozenset[str]
     engines: tuple[str, ...]
+    around_integers: ir.DataType
+    matmul_nbits: bool
+    int8_tables: bool
 
+
+_INTEGERS = frozenset({"int8", "w8", "w4"})
+_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", frozenset({"fp32", "fp16", "int8", "w8", "w4"}), ("onnxruntime", "openvino")),
-        Target("cuda", frozenset({"fp32", "fp16", "bf16"}), ("onnxruntime",)),
-        Target("tensorrt", frozenset({"fp32", "fp16", "bf16"}), ("tensorrt",)),
+        Target("cpu", _INTEGERS | {"fp32", "fp16"}, ("onnxruntime", "openvino"), _FLOAT, True, True),
+        Target("cuda", _INTEGERS | {"fp32", "fp16", "bf16"}, ("onnxruntime",), _FLOAT16, True, True),
+        Target("tensorrt", _INTEGERS | {"fp32", "fp16", "bf16"}, ("tensorrt",), _FLOAT16, False, False),
     )
 }
 
