@@ -11,7 +11,7 @@ onnxruntime's quantiser (peer_onnxruntime.py) needs sympy beside onnxruntime and
     python -m venv VENV
     VENV/bin/pip install "nvidia-modelopt[onnx]" "torch==2.13.0" --extra-index-url https://download.pytorch.org/whl/cpu
 
-Without it modelopt is left out. A memory run with 16 layers needs about 35 GB of disk under --folder and in TMPDIR.
+Without it modelopt is left out. A memory run with 16 layers needs about 35 GB of disk under --folder.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def rows_of(bundle: Path, chats: Sequence[Chat]) -> list[NDArray[np.int64]]:
 def quantise(name: str, setting: Setting, folder: Path, limits: Limits, modelopt: str | None) -> tuple[Path, Watched]:
     """Run one method; returns the bundle it made (or would have) and what it took."""
     folder.mkdir()
-    output, log = folder / "bundle", folder / "log.txt"
+    output = folder / "bundle"
     if name == OURS:
         ours = [sys.executable, __file__, "--ours", *map(str, (setting.checkpoint, setting.chats, output))]
-        return output, run_watched(ours, log, limits.gib, limits.seconds)
+        return output, run_watched(ours, folder, limits.gib, limits.seconds)
     script, *choices = PEERS[name]
     python = modelopt if script == "peer_modelopt.py" else sys.executable
     given = folder / "given"  # a copy: nvidia-modelopt writes shapes into the file it is given
@@ -120,7 +120,7 @@ def quantise(name: str, setting: Setting, folder: Path, limits: Limits, modelopt
     graph = folder / "made" / "model.onnx"
     graph.parent.mkdir()
     command = [str(python), str(HERE / script), *map(str, (given / "model.onnx", setting.rows, graph)), *choices]
-    took = run_watched(command, log, limits.gib, limits.seconds)
+    took = run_watched(command, folder, limits.gib, limits.seconds)
     shutil.rmtree(given)
     if took.failure is None:
         swap_graph(setting.float_bundle, graph, output)

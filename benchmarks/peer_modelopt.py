@@ -18,9 +18,6 @@ import numpy as np
 from modelopt.onnx.quantization import quantize
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-EXTERNAL_BEYOND = 2**30
-"""Bytes of weights beyond which they are kept beside the graph; a protobuf holds at most 2 GiB."""
-
 
 class Rows(CalibrationDataReader):
     """Rows of ids, fed one by one: no padding enters the ranges."""
@@ -44,7 +41,6 @@ class Rows(CalibrationDataReader):
 
 def main(model: str, rows: str, output: str, method: str, choice: str) -> None:
     print(*(f"{name} {metadata.version(name)}" for name in ("nvidia-modelopt", "onnxruntime-gpu", "onnx")))
-    weights = Path(model).with_suffix(".onnx.data")
     quantize(
         model,
         quantize_mode="int8",
@@ -53,7 +49,6 @@ def main(model: str, rows: str, output: str, method: str, choice: str) -> None:
         calibration_eps=["cpu"],
         calibrate_per_node=choice == "per-node",
         high_precision_dtype="fp32",
-        use_external_data_format=weights.exists() and weights.stat().st_size > EXTERNAL_BEYOND,
         output_path=output,
         log_level="INFO",
     )

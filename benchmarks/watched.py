@@ -24,11 +24,14 @@ class Watched:
     failure: str | None
 
 
-def run_watched(command: Sequence[str], log: Path, limit_gib: float, limit_seconds: float) -> Watched:
-    """Run it with its output in `log`; kill its process group beyond either limit."""
-    began, killed = time.perf_counter(), None
+def run_watched(command: Sequence[str], folder: Path, limit_gib: float, limit_seconds: float) -> Watched:
+    """Run it with its temporary files and its output (log.txt) in `folder`; kill it beyond either limit."""
+    began, killed, log = time.perf_counter(), None, folder / "log.txt"
+    environment = {**os.environ, "TMPDIR": str(folder)}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
     while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
         resident, free = _gib(f"/proc/{process.pid}/status", "VmRSS"), _gib("/proc/meminfo", "MemAvailable")
         seconds = time.perf_counter() - began
