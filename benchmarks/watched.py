@@ -17,7 +17,10 @@ FREE_GIB = 1.5
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command did. failure: the reason in a line, None if it succeeded. peak_gib: the kernel's ru_maxrss."""
+    """What a command did. failure: the reason in a line, None if it succeeded. peak_gib: the kernel's VmHWM.
+
+    Not ru_maxrss: that counts what the parent held when it forked.
+    """
 
     seconds: float
     peak_gib: float
@@ -26,23 +29,23 @@ class Watched:
 
 def run_watched(command: Sequence[str], folder: Path, limit_gib: float, limit_seconds: float) -> Watched:
     """Run it with its temporary files and its output (log.txt) in `folder`; kill it beyond either limit."""
-    began, killed, log = time.perf_counter(), None, folder / "log.txt"
+    began, killed, log, peak = time.perf_counter(), None, folder / "log.txt", 0.0
     environment = {**os.environ, "TMPDIR": str(folder)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
-    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-        resident, free = _gib(f"/proc/{process.pid}/status", "VmRSS"), _gib("/proc/meminfo", "MemAvailable")
+    while process.poll() is None:
+        status = f"/proc/{process.pid}/status"
+        peak = max(peak, _gib(status, "VmHWM"))
+        resident, free = _gib(status, "VmRSS"), _gib("/proc/meminfo", "MemAvailable")
         seconds = time.perf_counter() - began
         if killed is None and (resident > limit_gib or free < FREE_GIB or seconds > limit_seconds):
             killed = f"killed after {seconds:.0f} s at {resident:.1f} GiB, {free:.1f} GiB left on the machine"
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-    _, status, usage = ended
-    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 has reaped it; Popen need not
     failure = killed or (f"exit {process.returncode}: {_reason(log)}" if process.returncode else None)
-    return Watched(time.perf_counter() - began, usage.ru_maxrss / 2**20, failure)
+    return Watched(time.perf_counter() - began, peak, failure)
 
 
 def _gib(path: str, key: str) -> float:
