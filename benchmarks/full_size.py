@@ -1,5 +1,7 @@
 """Checkpoints of the real models' shapes without their weights: sparse safetensors files that take no disk space.
 
+One, `llama_1b`, has random weights on the disk, for work whose cost depends on the values.
+
 Configs are those of the published checkpoints (semantics: config.json of each hub repository).
 """
 
@@ -11,6 +13,9 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 TOKENIZERS = Path(__file__).parent.parent / "tests" / "data" / "tokenizers"
 
@@ -49,6 +54,18 @@ _LLAMA32_3B = {
     },
     "tie_word_embeddings": True,
 }
+_LLAMA32_1B = {
+    **_LLAMA32_3B,
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "eos_token_id": 128009,
+    "pad_token_id": 128004,
+}
+_RANDOM_STD = 0.02
+_RANDOM_AT_ONCE = 1 << 24
 _DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",
     "hidden_size": 1024,
@@ -152,6 +169,21 @@ def pairrm(folder: Path) -> Path:
     return write_sparse(folder, config, shapes, "deberta")
 
 
+def llama_1b(folder: Path, layers: int = 16) -> Path:
+    """Llama-3.2-1B with a score layer, BF16: norms are one, other weights random (2.5 GB with all 16 layers)."""
+    config = {
+        **_LLAMA32_1B,
+        "architectures": ["LlamaForSequenceClassification"],
+        "num_hidden_layers": layers,
+        "id2label": {"0": "LABEL_0"},
+    }
+    shapes = decoder_shapes(config, "BF16")
+    shapes["score.weight"] = ("BF16", [1, config["hidden_size"]])
+    write_sparse(folder, config, shapes, "llama31")
+    fill_random(folder / "model.safetensors", shapes)
+    return folder
+
+
 def decoder_shapes(config: Mapping[str, Any], dtype: str) -> Shapes:
     """Tensor names and shapes of a llama backbone."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -195,3 +227,18 @@ def write_sparse(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokeni
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         file.truncate(8 + len(encoded) + offset)
     return folder
+
+
+def fill_random(path: Path, shapes: Shapes) -> None:
+    """Put values into a sparse file of BF16 tensors, in order: ones into norms (vectors), normal values elsewhere."""
+    rng = np.random.default_rng(0)
+    with path.open("r+b") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+        file.seek(8 + header)
+        for _, shape in shapes.values():
+            left = int(np.prod(shape))
+            while left:
+                count = min(left, _RANDOM_AT_ONCE)
+                values = rng.standard_normal(count, np.float32) * _RANDOM_STD
+                file.write((np.ones(count) if len(shape) == 1 else values).astype(ml_dtypes.bfloat16).tobytes())
+                left -= count
