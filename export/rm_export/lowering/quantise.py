@@ -44,9 +44,10 @@ class Quantise(ir.passes.InPlacePass):
             chosen = [gemm for gemm in gemms if gemm.name in self.weights]
             if not chosen:
                 continue
-            activation = _quantised_activation(model.graph, name, chosen[0], self.scales[name])
-            for gemm in chosen:
-                gemm.node.replace_input_with(0, activation)
+            scale = _constant(model.graph, f"{name}.scale", ir.Tensor(np.float32(self.scales[name]).reshape(())))
+            zero = _constant(model.graph, f"{name}.zero_point", ir.Tensor(np.int8(0).reshape(())))
+            for place, gemm in enumerate(chosen):
+                gemm.node.replace_input_with(0, _quantised_activation(model.graph, gemm, scale, zero, place))
                 gemm.node.replace_input_with(1, _quantised_weight(model.graph, gemm))
             modified = True
         return ir.passes.PassResult(model, modified)
@@ -80,17 +81,22 @@ class _Packed:
         return packed.values
 
 
-def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) -> ir.Value:
-    scale = _constant(graph, f"{name}.scale", ir.Tensor(np.float32(step).reshape(())))
-    zero = _constant(graph, f"{name}.zero_point", ir.Tensor(np.int8(0).reshape(())))
-    activation = first.activation
-    quantise = ir.node("QuantizeLinear", [activation, scale, zero], name=f"{first.node.name}/input/QuantizeLinear")
+def _quantised_activation(graph: ir.Graph, gemm: Gemm, scale: ir.Value, zero: ir.Value, place: int) -> ir.Value:
+    """The product's input through int8, by nodes of its own even where others read the same activation.
+
+    ONNX Runtime 1.31 makes an integer product only of a QuantizeLinear with one reader; else it widens the weight in
+    every run and multiplies in float. It also merges equal nodes: `axis`, which means nothing beside a scalar scale,
+    is another one for each `place` among the readers and keeps them apart.
+    """
+    activation, name = gemm.activation, f"{gemm.name.removesuffix('.weight')}.input"
+    axis = {"axis": place % len(activation.shape or (0, 0, 0))}
+    quantise = ir.node("QuantizeLinear", [activation, scale, zero], axis, name=f"{gemm.node.name}/input/QuantizeLinear")
     quantised = quantise.outputs[0]
     quantised.name, quantised.dtype, quantised.shape = f"{name}.int8", _INT8, activation.shape
-    widen = ir.node("DequantizeLinear", [quantised, scale, zero], name=f"{first.node.name}/input/DequantizeLinear")
+    widen = ir.node("DequantizeLinear", [quantised, scale, zero], axis, name=f"{gemm.node.name}/input/DequantizeLinear")
     widened = widen.outputs[0]
     widened.name, widened.dtype, widened.shape = f"{name}.dequantised", _FLOAT, activation.shape
-    graph.insert_before(first.node, [quantise, widen])
+    graph.insert_before(gemm.node, [quantise, widen])
     return widened
 
 
