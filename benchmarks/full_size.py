@@ -1,6 +1,4 @@
-"""Checkpoints of the real models' shapes without their weights: sparse safetensors files that take no disk space.
-
-One, `llama_1b`, has random weights on the disk, for work whose cost depends on the values.
+"""Checkpoints of the real models' shapes: sparse files without their weights, or a few layers with random ones.
 
 Configs are those of the published checkpoints (semantics: config.json of each hub repository).
 """
@@ -16,10 +14,20 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 TOKENIZERS = Path(__file__).parent.parent / "tests" / "data" / "tokenizers"
 
 Shapes = dict[str, tuple[str, list[int]]]
+
+_SMALL_VOCABULARY = 2048
+"""Covers the ids of every small tokenizer; the size of the table has no part in a layer's speed."""
+_SMALL_LLAMA_VOCABULARY = {
+    "vocab_size": _SMALL_VOCABULARY,
+    "bos_token_id": 1280,
+    "eos_token_id": 1281,
+    "pad_token_id": 1293,
+}
 
 _LLAMA3_8B = {
     "model_type": "llama",
@@ -64,8 +72,6 @@ _LLAMA32_1B = {
     "eos_token_id": 128009,
     "pad_token_id": 128004,
 }
-_RANDOM_STD = 0.02
-_RANDOM_AT_ONCE = 1 << 24
 _DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",
     "hidden_size": 1024,
@@ -130,11 +136,37 @@ def grm_3b(folder: Path) -> Path:
 
 def pairrm(folder: Path) -> Path:
     """llm-blender/PairRM-hf: DeBERTa-v3-large in F32 and the pair head; prefix ids are those of the small tokenizer."""
-    ids = json.loads((TOKENIZERS / "deberta" / "added_tokens.json").read_text())
+    config = _pairrm_config(layers=24, vocab_size=128005)
+    return write_sparse(folder, config, pairrm_shapes(config), "deberta")
+
+
+def llama_1b(folder: Path, layers: int = 16) -> Path:
+    """A sequence classifier with the first layers of Llama-3.2-1B's shape, random weights and a small vocabulary."""
     config = {
+        **_LLAMA32_1B,
+        **_SMALL_LLAMA_VOCABULARY,
+        "architectures": ["LlamaForSequenceClassification"],
+        "num_hidden_layers": layers,
+        "num_labels": 1,
+    }
+    shapes = decoder_shapes(config, "BF16")
+    shapes["score.weight"] = ("BF16", [1, config["hidden_size"]])
+    return write_random(folder, config, shapes, "llama3")
+
+
+def pairrm_layers(folder: Path, layers: int) -> Path:
+    """PairRM-hf with the first layers of DeBERTa-v3-large's shape, random weights and a small vocabulary."""
+    config = _pairrm_config(layers, vocab_size=_SMALL_VOCABULARY)
+    return write_random(folder, config, pairrm_shapes(config), "deberta")
+
+
+def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
+    ids = json.loads((TOKENIZERS / "deberta" / "added_tokens.json").read_text())
+    return {
         **_DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2PairRM"],
-        "vocab_size": 128005,
+        "num_hidden_layers": layers,
+        "vocab_size": vocab_size,
         "n_tasks": 1,
         "source_prefix_id": ids["<|source|>"],
         "cand1_prefix_id": ids["<|candidate1|>"],
@@ -142,7 +174,11 @@ def pairrm(folder: Path) -> Path:
         "cand_prefix_id": ids["<|candidate|>"],
         "drop_out": 0.05,
     }
-    hidden, inner = 1024, 4096
+
+
+def pairrm_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Tensor names and shapes of PairRM-hf."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
     shapes: Shapes = {
         "pretrained_model.embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
         "pretrained_model.encoder.rel_embeddings.weight": ("F32", [512, hidden]),
@@ -152,7 +188,7 @@ def pairrm(folder: Path) -> Path:
         "head_layer.4.bias": ("F32", [1]),
     }
     norms = ["pretrained_model.embeddings.LayerNorm", "pretrained_model.encoder.LayerNorm"]
-    for layer in range(24):
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"pretrained_model.encoder.layer.{layer}."
         linears = {f"attention.self.{name}_proj": (hidden, hidden) for name in ("query", "key", "value")}
         linears |= {
@@ -166,22 +202,7 @@ def pairrm(folder: Path) -> Path:
         norms += [f"{prefix}attention.output.LayerNorm", f"{prefix}output.LayerNorm"]
     for norm in norms:
         shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = ("F32", [hidden])
-    return write_sparse(folder, config, shapes, "deberta")
-
-
-def llama_1b(folder: Path, layers: int = 16) -> Path:
-    """Llama-3.2-1B with a score layer, BF16: norms are one, other weights random (2.5 GB with all 16 layers)."""
-    config = {
-        **_LLAMA32_1B,
-        "architectures": ["LlamaForSequenceClassification"],
-        "num_hidden_layers": layers,
-        "id2label": {"0": "LABEL_0"},
-    }
-    shapes = decoder_shapes(config, "BF16")
-    shapes["score.weight"] = ("BF16", [1, config["hidden_size"]])
-    write_sparse(folder, config, shapes, "llama31")
-    fill_random(folder / "model.safetensors", shapes)
-    return folder
+    return shapes
 
 
 def decoder_shapes(config: Mapping[str, Any], dtype: str) -> Shapes:
@@ -211,10 +232,7 @@ def decoder_shapes(config: Mapping[str, Any], dtype: str) -> Shapes:
 
 def write_sparse(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokenizer: str) -> Path:
     """A checkpoint folder whose weights are a hole in the file: every value reads as zero."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for path in (TOKENIZERS / tokenizer).iterdir():
-        shutil.copy(path, folder)
+    _write_texts(folder, config, tokenizer)
     header, offset = {}, 0
     for name, (dtype, shape) in shapes.items():
         size = {"F32": 4, "F16": 2, "BF16": 2}[dtype]
@@ -229,16 +247,24 @@ def write_sparse(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokeni
     return folder
 
 
-def fill_random(path: Path, shapes: Shapes) -> None:
-    """Put values into a sparse file of BF16 tensors, in order: ones into norms (vectors), normal values elsewhere."""
+def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokenizer: str) -> Path:
+    """A checkpoint folder with normal weights of deviation 1/sqrt(inputs), norms around one, biases around zero."""
+    _write_texts(folder, config, tokenizer)
     rng = np.random.default_rng(0)
-    with path.open("r+b") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-        file.seek(8 + header)
-        for _, shape in shapes.values():
-            left = int(np.prod(shape))
-            while left:
-                count = min(left, _RANDOM_AT_ONCE)
-                values = rng.standard_normal(count, np.float32) * _RANDOM_STD
-                file.write((np.ones(count) if len(shape) == 1 else values).astype(ml_dtypes.bfloat16).tobytes())
-                left -= count
+    tensors = {}
+    for name, (dtype, shape) in shapes.items():
+        drawn = rng.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 2:
+            drawn *= shape[1] ** -0.5
+        else:
+            drawn = 0.1 * drawn + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
+        tensors[name] = drawn.astype({"F32": np.float32, "BF16": ml_dtypes.bfloat16}[dtype])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _write_texts(folder: Path, config: Mapping[str, Any], tokenizer: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for path in (TOKENIZERS / tokenizer).iterdir():
+        shutil.copy(path, folder)

@@ -60,7 +60,7 @@ class StageRunner:
             import onnxruntime
         except ImportError:
             raise ExportError("calibration runs the model with onnxruntime; pip install 'rm-export[cpu]'") from None
-        from rm_runtime.engines.onnxruntime_engine import usable_cores
+        from rm_runtime.engines.cores import usable_cores
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or usable_cores()

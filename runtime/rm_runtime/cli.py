@@ -45,8 +45,16 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
         click.argument("bundle", type=click.Path(path_type=Path)),
         click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F.jsonl|-"),
         click.option("-o", "--output", type=writable, default=_STREAM, metavar="F.jsonl|-"),
-        click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True),
-        click.option("--threads", type=click.IntRange(min=1), help="Default: all cores it may run on."),
+        click.option(
+            "--engine",
+            type=click.Choice(["auto", *ENGINES]),
+            default="auto",
+            show_default=True,
+            help="auto: the installed one that is fastest for this CPU and bundle.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant."
+        ),
         click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for."),
         click.option(
             "--batch-tokens",

@@ -22,9 +22,10 @@ def load(
 ) -> Any:
     """Load a bundle into a model object of its family's kind.
 
-    path: the folder rm-export wrote. engine: "auto", "onnxruntime". threads: for the engine, None = all cores this
-    process may use. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify: also check
-    every file's hash. options: RequestOptions fields (truncation, special_text, batch_tokens).
+    path: the folder rm-export wrote. engine: "auto", "onnxruntime", "openvino", "openvino-bf16" (asks for
+    bfloat16 arithmetic, which decides otherwise than the bundle). threads: for the engine, None = all cores that
+    affinity and CPU quota grant. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify:
+    also check every file's hash. options: RequestOptions fields (truncation, special_text, batch_tokens).
     One short chat is scored at once, which warms the engine up and finds weights that are not finite.
     Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
     """

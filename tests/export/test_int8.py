@@ -10,7 +10,9 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 import checkpoints
@@ -25,6 +27,7 @@ from rm_export.cli import main
 from rm_export.demo import checkpoint_path
 from rm_export.exporter import export_checkpoint
 from rm_export.families import family
+from rm_export.lowering import lower, target_for
 from rm_export.lowering.gemms import find_fold, find_gemms, gemm_groups
 from rm_export.lowering.smooth import Smooth
 from rm_export.options import Options
@@ -95,8 +98,8 @@ def test_smoothing_by_powers_of_two_changes_no_bit_in_float(tmp_path: Path, name
     np.testing.assert_allclose(run_stages(smoothed.model, rows, runner)["score"], before, rtol=1e-5, atol=1e-6)
 
 
-def test_queries_keys_and_values_share_one_quantised_input(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    model = apply_recipe(graph_of(checkpoint, "grm"), recipe)
+def test_queries_keys_and_values_share_one_quantised_input_for_tensorrt(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    model = lower(apply_recipe(graph_of(checkpoint, "grm"), recipe), "int8", target_for("tensorrt", "int8"))
     readers: dict[str, int] = {}
     for node in model.graph:
         if node.op_type == "QuantizeLinear":
@@ -104,6 +107,29 @@ def test_queries_keys_and_values_share_one_quantised_input(checkpoint: Checkpoin
             readers[str(node.outputs[0].name)] = len(use.node.outputs[0].uses())
     assert readers["model.layers.0.self_attn.q_proj.input.int8"] == 3
     assert readers["model.layers.0.mlp.gate_proj.input.int8"] == 2
+
+
+def test_every_int8_product_has_a_quantised_input_of_its_own_on_the_cpu(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    model = lower(apply_recipe(graph_of(checkpoint, "grm"), recipe), "int8", target_for("cpu", "int8"))
+    quantisers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    readers = [[use.node.op_type for use in node.outputs[0].uses()] for node in quantisers]
+    assert len(quantisers) == len(recipe.gemms)
+    assert readers == [["DequantizeLinear"]] * len(quantisers)
+
+
+def test_onnx_runtime_runs_every_int8_product_in_integers(
+    checkpoint: Checkpoint, recipe: Recipe, tmp_path: Path
+) -> None:
+    bundle = export_checkpoint(
+        checkpoint, tmp_path / "bundle", precision="int8", quantisation=Quantisation(recipe=recipe, examples=EXAMPLES)
+    )
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(bundle / "model.onnx"), options)
+    optimised = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
+    integer = [node for node in optimised.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(integer) == sum(gemm.decision == "int8" for gemm in recipe.gemms.values())
 
 
 def test_products_that_the_recipe_calls_int8_are_fed_by_int8_and_the_others_are_float(

@@ -8,6 +8,7 @@ from rm_export.errors import ExportError
 from rm_export.lowering.cleanup import Cleanup
 from rm_export.lowering.embeddings import QuantiseEmbeddings
 from rm_export.lowering.matmul_nbits import MatMulNBits
+from rm_export.lowering.own_quantisers import OwnQuantisers
 from rm_export.lowering.precision import LowerPrecision
 from rm_export.lowering.scales import RoundScales
 from rm_export.lowering.targets import TARGETS, Target, target_for
@@ -33,5 +34,7 @@ def lower(model: ir.Model, precision: str, target: Target, int8_tables: bool = F
         passes += [RoundScales(target.around_integers), LowerPrecision(target.around_integers)]
     if precision in _WEIGHT_ONLY and target.matmul_nbits:
         passes.append(MatMulNBits())
+    if target.own_quantisers:
+        passes.append(OwnQuantisers())
     passes.append(Cleanup())
     return ir.passes.Sequential(*passes)(model).model

@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from rm_runtime.bundle import Bundle
+from rm_runtime.engines.choice import cpu_flags, preferred
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
 __all__ = ["ENGINES", "Arrays", "Engine", "open_engine"]
 
+Opener = Callable[[Bundle, int | None, str | None], Engine]
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """Where an engine is: our module and its function that opens a bundle's graph, the package both need, its extra."""
+
+    module: str
+    opener: str
+    package: str
+    extra: str
+
+    def installed(self) -> bool:
+        return find_spec(self.package) is not None
+
+
 ENGINES = {
-    # name: (module of ours, package it needs, what to install)
-    "onnxruntime": ("rm_runtime.engines.onnxruntime_engine", "onnxruntime", "pip install 'rm-export[cpu]'"),
+    "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", "onnxruntime", "cpu"),
+    "openvino": EngineRecord("openvino_engine", "open_float32", "openvino", "openvino"),
+    "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", "openvino", "openvino"),
 }
 
 
 def open_engine(bundle: Bundle, engine: str = "auto", threads: int | None = None, device: str | None = None) -> Engine:
     """Open the bundle's plain graph in an engine.
 
-    engine: "auto" takes the first installed one that runs this bundle. threads: how many the engine may use, None =
-    all that this process may run on. device: "cpu", "cuda" or "cuda:1", None = the engine's best for this bundle.
+    engine: "auto" takes the installed one that was measured to be fastest for this CPU and precision, of those that
+    decide as the bundle does (rm_runtime.engines.choice). threads: how many the engine may use, None = all that this
+    process may run on. device: "cpu", "cuda" or "cuda:1", None = the engine's best for this bundle.
     Raises EngineError if none is installed, or the chosen one cannot run the bundle.
     """
     if threads is not None and threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one")
-    if engine != "auto":
-        return _opener(engine)(bundle, threads, device)
-    installed = [name for name, (_, package, _) in ENGINES.items() if find_spec(package)]
+    if engine == "auto":
+        engine = _best(bundle, device)
+    return _opener(engine)(bundle, threads, device)
+
+
+def _best(bundle: Bundle, device: str | None) -> str:
+    installed = [name for name, record in ENGINES.items() if record.installed()]
     if not installed:
-        hints = " or ".join(install for _, _, install in ENGINES.values())
+        hints = " or ".join(dict.fromkeys(f"pip install 'rm-export[{record.extra}]'" for record in ENGINES.values()))
         raise EngineError(f"no engine is installed; {hints}")
-    return _opener(installed[0])(bundle, threads, device)
+    manifest = bundle.manifest
+    on_cpu = manifest.target == "cpu" and device in (None, "cpu")
+    model_type = str(manifest.architecture.get("model_type", ""))
+    order = preferred(manifest.precision, model_type, cpu_flags()) if on_cpu else ("onnxruntime",)
+    return next((name for name in order if name in installed), order[0])
 
 
-def _opener(name: str) -> Callable[[Bundle, int | None, str | None], Engine]:
-    if name not in ENGINES:
+def _opener(name: str) -> Opener:
+    record = ENGINES.get(name)
+    if record is None:
         raise EngineError(f"unknown engine {name!r} (known: auto, {', '.join(ENGINES)})")
-    module, package, install = ENGINES[name]
-    if not find_spec(package):
-        raise EngineError(f"engine {name} needs the package {package}, which is not installed; {install}")
-    opened: Any = import_module(module)
-    opener: Callable[[Bundle, int | None, str | None], Engine] = opened.open_bundle_graph
+    if not record.installed():
+        raise EngineError(
+            f"engine {name} needs the package {record.package}, which is not installed; "
+            f"pip install 'rm-export[{record.extra}]'"
+        )
+    module: Any = import_module(f"rm_runtime.engines.{record.module}")
+    opener: Opener = getattr(module, record.opener)
     return opener

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from rm_runtime.bundle import Bundle
+from rm_runtime.engines.cores import usable_cores
+from rm_runtime.engines.failures import load_failure, run_failure
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
@@ -31,7 +32,7 @@ class OnnxRuntimeEngine:
         try:
             arrays = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # onnxruntime's own exceptions have no public base
-            raise EngineError(f"onnxruntime failed: {one_line(error)}") from None
+            raise run_failure("onnxruntime", error, inputs) from None
         return {name: np.asarray(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
 
@@ -63,16 +64,5 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None) -
     try:
         session = onnxruntime.InferenceSession(str(bundle.graph_path()), options, providers=[provider])
     except Exception as error:  # onnxruntime's own exceptions have no public base
-        raise EngineError(f"onnxruntime cannot load {bundle.graph_path()}: {one_line(error)}") from None
+        raise load_failure("onnxruntime", error, bundle.graph_path()) from None
     return OnnxRuntimeEngine(session)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity mask, not the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def one_line(error: Exception) -> str:
-    """The message of an engine's exception, in one line of at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "..."
