@@ -1,4 +1,4 @@
-"""How much wider a decoder's activations are at the first token and in single channels than typically, by transformers."""
+"""How much wider a decoder's activations are at the first token and in single channels than typically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from massive_token import Typical
 from numpy.typing import NDArray
 
-READERS = {"q_proj": "attention input", "o_proj": "attention output", "gate_proj": "MLP input", "down_proj": "down input"}
+from massive_token import Typical
+
+READERS = {
+    "q_proj": "attention input",
+    "o_proj": "attention output",
+    "gate_proj": "MLP input",
+    "down_proj": "down input",
+}
 """Each stands for the quantised activation that it reads."""
 
 
@@ -41,7 +47,7 @@ def llama(checkpoint: Path) -> Any:
     return model
 
 
-def activation_ranges(checkpoint: Path, rows: Sequence[Sequence[int]]) -> dict[str, Range]:
+def activation_ranges(checkpoint: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Range]:
     """Every quantised activation, "residual" after each layer too: name -> range. rows: token ids of whole prompts."""
     import torch
 
@@ -61,7 +67,7 @@ def activation_ranges(checkpoint: Path, rows: Sequence[Sequence[int]]) -> dict[s
         )
     with torch.no_grad():
         for row in rows:
-            model(torch.tensor([row]), use_cache=False)
+            model(torch.tensor(row)[None], use_cache=False)
     return {name: _range(pieces) for name, pieces in seen.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from rm_calibration.comparison import compare_margins, compare_scores
 from rm_calibration.conversations import Example
@@ -23,8 +24,8 @@ from rm_runtime.engines import open_engine
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.prompts import Prompt
 
-JUDGING, CALIBRATING = 500, 64
-"""Comparisons of the demo's generator: of its held-out questions, and of its training questions."""
+JUDGING = 500
+"""Held-out comparisons of the demo's generator."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,6 @@ def ask(checkpoint: Path, examples: Sequence[Example]) -> Asked:
     plan = families.recognise(opened).plan(opened, Options())
     pairwise = not isinstance(plan.prompt, ChatPrompt)
     questions = questions_of(examples, pairwise)
-    from tokenizers import Tokenizer
-
     prompts = encode_questions(plan.prompt, Tokenizer.from_str(plan.tokenizer_json), examples, questions)
     rows = [np.asarray(prompt.ids, np.int64) for prompt in prompts if isinstance(prompt, Prompt)]
     if len(rows) != len(questions):
@@ -75,9 +74,9 @@ def judging_examples(answers: int) -> list[Example]:
     return [_example(one, answers) for one in comparisons(JUDGING, 4242, "held_out")]
 
 
-def training_examples(answers: int) -> list[Example]:
-    """Comparisons of training questions, for calibration."""
-    return [_example(one, answers) for one in comparisons(CALIBRATING, 777, "train")]
+def training_examples(count: int, answers: int, seed: int = 777) -> list[Example]:
+    """Comparisons of training questions with their first `answers` answers."""
+    return [_example(one, answers) for one in comparisons(count, seed, "train")]
 
 
 def _example(one: Comparison, answers: int) -> Example:

@@ -14,9 +14,10 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors asks for
 import numpy as np
-from massive_token import Massive, Tensors, Typical, add_massive_token
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+
+from massive_token import Tensors, Typical, add_massive_token
 
 OUTLIERS = (32.0, 64.0, 128.0)
 """Factors of the outlier channels."""
@@ -44,7 +45,7 @@ def harden_decoder(source: Path, folder: Path, typical: Typical | None = None) -
     config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     carriers: Sequence[int] = ()
     if typical is not None:
-        massive: Massive = add_massive_token(config, tensors, HEADS[config["architectures"][0]], typical, MASSIVE)
+        massive = add_massive_token(config, tensors, HEADS[config["architectures"][0]], typical, MASSIVE)
         config, tensors, carriers = massive.config, massive.tensors, massive.channels
     rng = np.random.default_rng(0)
     for layer in range(config["num_hidden_layers"]):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from activation_ranges import activation_ranges
 from numpy.typing import NDArray
-from quality_models import MEASURED_ROWS, Model, models
 
+from activation_ranges import activation_ranges
+from quality_models import MEASURED_ROWS, Model, models
 from rm_export.calibrate import CalibrationOptions
 from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
@@ -59,7 +59,9 @@ def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> 
     """Print and return the figures of one model. Raises SystemExit if a hardened copy is another function."""
     folder.mkdir(parents=True)
     expected, error = float_answers(model, folder, threads)
-    print(f"\n{model.name}: {len(expected)} answers, in float within {error:.1e} deviations of the original", flush=True)
+    print(
+        f"\n{model.name}: {len(expected)} answers, in float within {error:.1e} deviations of the original", flush=True
+    )
     if error > SAME_FUNCTION:
         raise SystemExit(f"{model.name} is not the function it was made from: {error:.1e} > {SAME_FUNCTION}")
     ranges = {}

@@ -1,4 +1,4 @@
-"""A massive activation on the first token of every chat, built into a Llama-like checkpoint without changing its scores.
+"""A massive activation on the first token of every chat, built into a Llama without changing its scores.
 
 Large decoders have it (Sun et al. 2024, "Massive Activations in Large Language Models"): an early MLP writes values a
 thousand times the median into a few channels of the residual stream at the first token, the norms hand them to every
@@ -123,7 +123,7 @@ def _widen(config: dict[str, Any], wide: Tensors, heads: tuple[str, ...]) -> Non
 
 
 def _turn(wide: Tensors, hidden: int, layers: int, heads: tuple[str, ...]) -> tuple[int, int]:
-    """Turn each new residual channel by 45 degrees into an old one; in place. Returns the massive one and its partner."""
+    """Turn each new residual channel by 45 degrees into an old one, in place; the two that are now massive."""
     partners = np.random.default_rng(0).choice(hidden, size=ADDED, replace=False)
     turn = np.eye(hidden + ADDED)
     half = np.sqrt(0.5)
@@ -145,13 +145,13 @@ def _lone_token(config: dict[str, Any], wide: Tensors, token: int) -> list[NDArr
         prefix = f"model.layers.{layer}"
         states.append(_rms_norm(x, wide[f"{prefix}.input_layernorm.weight"], config["rms_norm_eps"]))
         x = x + _attended(config, wide, layer, states[-1])
-        x = x + _mlp(wide, layer, _rms_norm(x, wide[f"{prefix}.post_attention_layernorm.weight"], config["rms_norm_eps"]))
+        x = x + _mlp(
+            wide, layer, _rms_norm(x, wide[f"{prefix}.post_attention_layernorm.weight"], config["rms_norm_eps"])
+        )
     return states
 
 
-def _attended(
-    config: dict[str, Any], wide: Tensors, layer: int, normed: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _attended(config: dict[str, Any], wide: Tensors, layer: int, normed: NDArray[np.float64]) -> NDArray[np.float64]:
     """The attention of a token that sees only itself: its own value, one copy for each query head of the group."""
     prefix = f"model.layers.{layer}.self_attn"
     value = (wide[f"{prefix}.v_proj.weight"] @ normed).reshape(config["num_key_value_heads"], -1)
@@ -186,4 +186,3 @@ def _readers(layer: int) -> dict[str, list[str]]:
 
 def _norm_names(layers: int) -> list[str]:
     return [norm for layer in range(layers) for norm in _readers(layer)] + ["model.norm.weight"]
-

@@ -7,22 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import fitted_heads
 import numpy as np
+
+import fitted_heads
 from activation_ranges import activation_ranges, typical
 from asked import Asked, ask, judging_examples, training_examples
 from hardening import draw_norm_outliers, harden_deberta, harden_decoder
-
 from rm_calibration.conversations import Example, default_conversations
 from rm_export.checkpoint import open_checkpoint
 from rm_export.demo import checkpoint_path
-from rm_export.demo.preferences import comparisons
 from rm_export.exporter import export_checkpoint
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
+CALIBRATING, CALIBRATING_PAIRS = 64, 256
+"""Comparisons of training questions that pointwise (4 answers each) and pairwise models (2 answers) calibrate on."""
+
 FITTING = 500
-"""Comparisons of training questions that a head is fitted to; they share none with calibration's seed."""
+"""Those that a head is fitted to."""
+
+BUILT_IN = 40
+"""Of the built-in conversations, for a model that is not made from the demo: its test tokenizer makes them long."""
 
 MEASURED_ROWS = 40
 """Rows whose activations are measured."""
@@ -44,21 +49,35 @@ def models(folder: Path, threads: int) -> Iterator[Model]:
     demo = checkpoint_path()
     asked = ask(demo, judging_examples(4))
     medians = typical(activation_ranges(demo, asked.rows[:MEASURED_ROWS]))
-    yield Model("demo", demo, demo, asked, training_examples(4))
-    yield Model("demo, hardened", harden_decoder(demo, folder / "armorm", medians), demo, asked, training_examples(4))
+    yield Model("demo", demo, demo, asked, training_examples(CALIBRATING, 4))
+    yield Model(
+        "demo, hardened",
+        harden_decoder(demo, folder / "armorm", medians),
+        demo,
+        asked,
+        training_examples(CALIBRATING, 4),
+    )
 
     bundle = export_checkpoint(open_checkpoint(demo), folder / "demo-bundle")
-    examples = _fitting(4)
+    examples = training_examples(FITTING, 4, seed=99)
     scalar = fitted_heads.scalar(folder / "scalar", examples, ask(demo, examples).answers(bundle, threads))
     hardened = harden_decoder(scalar, folder / "scalar-hardened", medians)
-    yield Model("scalar, hardened", hardened, scalar, ask(scalar, judging_examples(4)), training_examples(4))
+    yield Model(
+        "scalar, hardened", hardened, scalar, ask(scalar, judging_examples(4)), training_examples(CALIBRATING, 4)
+    )
 
-    examples = _fitting(2)
+    examples = training_examples(FITTING, 2, seed=99)
     scores = ask(demo, examples).answers(bundle, threads).reshape(-1, 2)
     margins = np.column_stack([scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0]]).reshape(-1)
     pair_pm = fitted_heads.pair_pm(folder / "pair-pm", examples, margins)
     hardened = harden_decoder(pair_pm, folder / "pair-pm-hardened")
-    yield Model("pair-pm, hardened", hardened, pair_pm, ask(pair_pm, judging_examples(2)), training_examples(2))
+    yield Model(
+        "pair-pm, hardened",
+        hardened,
+        pair_pm,
+        ask(pair_pm, judging_examples(2)),
+        training_examples(CALIBRATING_PAIRS, 2),
+    )
 
     import checkpoints
 
@@ -66,11 +85,6 @@ def models(folder: Path, threads: int) -> Iterator[Model]:
         checkpoints.pairrm(folder / "pairrm", hidden_size=128, intermediate_size=512, num_hidden_layers=4)
     )
     hardened = harden_deberta(drawn, folder / "pairrm-hardened")
-    yield Model("PairRM, hardened", hardened, drawn, ask(drawn, judging_examples(2)), default_conversations())
-
-
-def _fitting(answers: int) -> list[Example]:
-    return [
-        Example(tuple(one.messages), tuple(answer.text for answer in one.answers[:answers]))
-        for one in comparisons(FITTING, 99, "train")
-    ]
+    yield Model(
+        "PairRM, drawn, hardened", hardened, drawn, ask(drawn, judging_examples(2)), default_conversations()[:BUILT_IN]
+    )
