@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden
 from rm_calibration.comparison import compare_scores
 from rm_calibration.conversations import Example
 from rm_export.build import build_model

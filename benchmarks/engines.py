@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import full_size
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 
+import full_size
 from rm_calibration.conversations import default_conversations
 from rm_export.calibrate import CalibrationOptions
 from rm_export.checkpoint import open_checkpoint

@@ -68,9 +68,6 @@ _LLAMA32_1B = {
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
     "head_dim": 64,
-    "vocab_size": 128256,
-    "eos_token_id": 128009,
-    "pad_token_id": 128004,
 }
 _DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",

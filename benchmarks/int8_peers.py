@@ -26,12 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import full_size
 import numpy as np
-from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden, scores_of
 from numpy.typing import NDArray
-from watched import Watched, run_watched
 
+import full_size
+from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden, scores_of
 from rm_calibration.comparison import compare_scores
 from rm_calibration.conversations import Example
 from rm_export.checkpoint import open_checkpoint
@@ -41,6 +40,7 @@ from rm_export.quantisation import Quantisation
 from rm_runtime.bundle import open_bundle, sha256_of
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.prompts import ChatPrompter, Prompt
+from watched import Watched, run_watched
 
 HERE = Path(__file__).parent
 OURS = "ours, default"

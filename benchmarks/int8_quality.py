@@ -1,138 +1,116 @@
-"""What INT8 does to preferences: `python benchmarks/int8_quality.py [--json F]`.
+"""What INT8 does to preferences, the table of docs/int8.md: `python benchmarks/int8_quality.py [--json F]`.
 
-Two checkpoints: the demo, and a hardened copy of it (`harden`: the same function in float, with outlier channels of 32
-to 128 times in every norm and MLP, as large decoders have them). Several ways to quantise, judged on held-out pairs
-of the demo's own generator that neither training nor calibration saw. Every row is the finished bundle on its engine.
+Checkpoints made hard to quantise (hardening.py, massive_token.py), several ways to quantise each, judged on held-out
+comparisons that neither training nor calibration saw. Every row is the finished bundle on its engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
-from rm_calibration.comparison import compare_scores
-from rm_calibration.conversations import Example
-from rm_calibration.smoothing import ALPHAS
+from activation_ranges import activation_ranges
+from quality_models import MEASURED_ROWS, Model, models
 from rm_export.calibrate import CalibrationOptions
 from rm_export.checkpoint import open_checkpoint
-from rm_export.demo import checkpoint_path
-from rm_export.demo.preferences import comparisons
 from rm_export.exporter import export_checkpoint
 from rm_export.quantisation import Quantisation
-from rm_runtime import load
 
-JUDGING_PAIRS = 500
-CALIBRATION_PAIRS = 64
-OUTLIERS = (32.0, 64.0, 128.0)
-"""Factors of outlier channels: powers of two, so that the hardened copy is the same function to the bit."""
+SAME_FUNCTION = 1e-5
+"""The largest error, in standard deviations, that a hardened copy may have in float32."""
 
-METHODS: dict[str, CalibrationOptions | None] = {
-    "naive min-max W8A8": CalibrationOptions(observer="minmax", alphas=(0.0,), max_flip_rate=1.0),
-    "MSE clipping only": CalibrationOptions(observer="mse", alphas=(0.0,), max_flip_rate=1.0),
-    "SmoothQuant, alpha 0.5": CalibrationOptions(observer="minmax", alphas=(0.5,), max_flip_rate=1.0),
-    "alpha search, no budget": CalibrationOptions(observer="mse", alphas=ALPHAS, max_flip_rate=1.0),
-    "default": CalibrationOptions(),
-    "w8 (weights only)": None,
-    "w4 (weights only)": None,
+METHODS: dict[str, dict[str, Any] | None] = {
+    "naive min-max W8A8": {"observer": "minmax", "alphas": (0.0,), "max_flip_rate": 1.0},
+    "MSE clipping only": {"observer": "mse", "alphas": (0.0,), "max_flip_rate": 1.0},
+    "SmoothQuant, alpha 0.5": {"observer": "minmax", "alphas": (0.5,), "max_flip_rate": 1.0},
+    "default": {},
+    "w8, weights only": None,
+    "w4, weights only": None,
 }
-
-
-def harden(source: Path, folder: Path) -> Path:
-    """A copy with outlier channels: norm weights and up_proj times 32 to 128, what reads them divided by as much."""
-    shutil.copytree(source, folder)
-    tensors = load_file(folder / "model.safetensors")
-    rng = np.random.default_rng(0)
-    layers = sum(name.endswith("input_layernorm.weight") for name in tensors)
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        readers = {
-            "input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"],
-        }
-        for norm, products in readers.items():
-            name = f"{prefix}{norm}.weight"
-            channels = rng.choice(tensors[name].size, size=len(OUTLIERS), replace=False)
-            tensors[name] = scaled(tensors[name], channels, axis=0, up=True)
-            for product in products:
-                weight = f"{prefix}{product}.weight"
-                tensors[weight] = scaled(tensors[weight], channels, axis=1, up=False)
-        up, down = f"{prefix}mlp.up_proj.weight", f"{prefix}mlp.down_proj.weight"
-        channels = rng.choice(tensors[up].shape[0], size=len(OUTLIERS), replace=False)
-        tensors[up] = scaled(tensors[up], channels, axis=0, up=True)
-        tensors[down] = scaled(tensors[down], channels, axis=1, up=False)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def scaled(tensor: NDArray[Any], channels: NDArray[np.intp], axis: int, up: bool) -> NDArray[Any]:
-    """The tensor with three channels along an axis multiplied (or divided) by OUTLIERS, exactly."""
-    factors = np.ones(tensor.shape[axis], np.float32)
-    factors[channels] = OUTLIERS
-    shape = [1] * tensor.ndim
-    shape[axis] = -1
-    wide = tensor.astype(np.float32)
-    wide = wide * factors.reshape(shape) if up else wide / factors.reshape(shape)
-    return wide.astype(ml_dtypes.bfloat16)
-
-
-def conversations(count: int, seed: int, split: str) -> list[list[dict[str, str]]]:
-    """Chats of the demo's generator: every answer of `count` comparisons."""
-    return [answer for one in comparisons(count, seed, split) for answer in (one.chat(a) for a in one.answers)]
-
-
-def scores_of(bundle: Path, chats: list[list[dict[str, str]]]) -> NDArray[np.float64]:
-    return np.array([score.score for score in load(bundle).score(chats)])
+"""CalibrationOptions, or None for weights only."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="*", help="only models whose names contain one of these")
+    parser.add_argument("--methods", nargs="*", help="only methods whose names contain one of these")
     arguments = parser.parse_args()
-    judging = conversations(JUDGING_PAIRS, seed=4242, split="held_out")
-    examples = [Example(tuple(chat)) for chat in conversations(CALIBRATION_PAIRS, seed=777, split="train")]
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        models = {"demo": checkpoint_path(), "hardened": harden(checkpoint_path(), Path(folder) / "hardened")}
-        for model, path in models.items():
-            checkpoint = open_checkpoint(path)
-            expected = scores_of(export_checkpoint(checkpoint, Path(folder) / f"{model}-float"), judging)
-            if model == "demo":
-                original = expected
-            print(f"{model:9} float: differs from the demo by at most {np.abs(expected - original).max():.1e}")
-            for method, options in METHODS.items():
-                bundle = export_checkpoint(
-                    checkpoint,
-                    Path(folder) / f"{model}-{method}",
-                    precision="int8" if options else method[:2],
-                    quantisation=Quantisation(examples=examples, options=options or CalibrationOptions()),
-                )
-                agreement = compare_scores(expected, scores_of(bundle, judging))
-                recipe = (bundle / "recipe.yaml").read_text() if options else ""
-                row = {
-                    "clear_flips_%": 100 * agreement.order.clear_flips / agreement.order.clear_pairs,
-                    "spearman": agreement.spearman,
-                    "max_error_std": agreement.max_error / agreement.std,
-                    "mean_error_std": agreement.mean_error / agreement.std,
-                    "float_products": recipe.count("decision: float"),
-                }
-                figures[f"{model}, {method}"] = row
-                print(
-                    f"{model:9} {method:24} clear flips {row['clear_flips_%']:6.2f} %  Spearman {row['spearman']:.5f}  "
-                    f"error/std max {row['max_error_std']:.3f} mean {row['mean_error_std']:.4f}  "
-                    f"{row['float_products']} products in float",
-                    flush=True,
-                )
+        for model in models(Path(folder), arguments.threads):
+            if _chosen(model.name, arguments.models):
+                methods = [name for name in METHODS if _chosen(name, arguments.methods)]
+                figures[model.name] = judged(model, methods, Path(folder) / "bundles" / model.name, arguments.threads)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
+    """Print and return the figures of one model. Raises SystemExit if a hardened copy is another function."""
+    folder.mkdir(parents=True)
+    expected, error = float_answers(model, folder, threads)
+    print(
+        f"\n{model.name}: {len(expected)} answers, in float within {error:.1e} deviations of the original", flush=True
+    )
+    if error > SAME_FUNCTION:
+        raise SystemExit(f"{model.name} is not the function it was made from: {error:.1e} > {SAME_FUNCTION}")
+    ranges = {}
+    if open_checkpoint(model.checkpoint).config["model_type"] == "llama":
+        ranges = activation_ranges(model.checkpoint, model.asked.rows[:MEASURED_ROWS])
+        for name, range_ in ranges.items():
+            print(
+                f"  {name:25} first token {range_.first:7.1f} medians, others {range_.others:7.1f}, "
+                f"widest channel {range_.channel:6.1f}"
+            )
+    rows = {}
+    for method in methods:
+        began, options = time.perf_counter(), METHODS[method]
+        bundle = export_checkpoint(
+            open_checkpoint(model.checkpoint),
+            folder / method,
+            precision=method[:2] if options is None else "int8",
+            quantisation=Quantisation(
+                examples=model.calibrating, options=CalibrationOptions(**(options or {}), threads=threads)
+            ),
+        )
+        row = model.asked.agreement(expected, model.asked.answers(bundle, threads))
+        recipe = (bundle / "recipe.yaml").read_text() if options is not None else ""
+        row |= {"float_products": recipe.count("decision: float"), "seconds": time.perf_counter() - began}
+        rows[method] = row
+        print(
+            f"| {model.name} | {method} | {row['clear_flips_%']:.2f} % | {row['spearman']:.5f} | "
+            f"{row['max_error_std']:.3f} | {row['mean_error_std']:.4f} | {row['float_products']} |",
+            flush=True,
+        )
+    return {
+        "float_error_std": error,
+        "answers": len(expected),
+        "ranges": {name: vars(range_) for name, range_ in ranges.items()},
+        "methods": rows,
+    }
+
+
+def float_answers(model: Model, folder: Path, threads: int) -> tuple[NDArray[np.float64], float]:
+    """The float answers of the model, and how far they are from its original's at most, in standard deviations."""
+    original, own = (
+        model.asked.answers(export_checkpoint(open_checkpoint(path), folder / name), threads)
+        for name, path in (("original", model.original), ("float", model.checkpoint))
+    )
+    return own, float(np.abs(own - original).max() / original.std())
+
+
+def _chosen(name: str, wanted: Sequence[str] | None) -> bool:
+    return not wanted or any(part in name for part in wanted)
 
 
 if __name__ == "__main__":

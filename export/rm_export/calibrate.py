@@ -234,10 +234,15 @@ def _observe_and_advance(
 
 
 def _real_rows(results: State, activation: ir.Value, state: State) -> NDArray[np.float32]:
-    """The activation [batch, sequence, channels] without padding: [tokens, channels]."""
+    """The activation [batch, sequence, channels] without padding: [tokens, channels].
+
+    Where a last layer keeps only the positions its head reads, there is no padding any more.
+    """
     name = str(activation.name)
     values = results[name] if name in results else state[name]
-    rows: NDArray[np.float32] = values[state["attention_mask"].astype(bool)]
+    assert activation.shape is not None
+    whole = str(activation.shape[1]) == "sequence"
+    rows: NDArray[np.float32] = values[state["attention_mask"].astype(bool)] if whole else values
     return rows
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rm_calibration.comparison import Flips, compare_margins, compare_scores
+from rm_calibration.comparison import compare_margins, compare_scores
 from rm_calibration.conversations import Example
 from rm_calibration.errors import CalibrationError
 from rm_calibration.holdout import prompt_digest, split_examples
@@ -59,20 +59,25 @@ class Judges:
     asked: Asked
     outputs: Outputs
 
-    def flips(self, outputs: Outputs) -> Flips:
-        """How the scores of another precision decide: all pairs of rows; for pairwise families the preferences."""
+    def flip_rate(self, outputs: Outputs) -> float:
+        """Share of clear preferences that another precision decides otherwise, over all pairs of rows.
+
+        For pairwise families also over the preferences themselves, which are few: the larger rate counts.
+        """
         scorable = np.isfinite(self.outputs["score"]) & np.isfinite(outputs["score"])
         expected, actual = self.outputs["score"][scorable], outputs["score"][scorable]
+        between_rows = compare_scores(expected, actual).order.clear_rate
         if not self.asked.pairwise:
-            return compare_scores(expected, actual).order
+            return between_rows
         questions = [question for question, kept in zip(self.asked.questions, scorable, strict=True) if kept]
         place = {(question.line, *question.responses): row for row, question in enumerate(questions)}
-        margins = [
+        orders = [
             (row, place[line, second, first])
             for (line, first, second), row in place.items()
             if first < second and (line, second, first) in place
         ]
-        return compare_margins(*([side[i] - side[j] for i, j in margins] for side in (expected, actual)))
+        margins = [[side[i] - side[j] for i, j in orders] for side in (expected, actual)]
+        return max(between_rows, compare_margins(*margins).clear_rate) if orders else between_rows
 
 
 def ask_both_sides(plan: Plan, examples: Sequence[Example], max_tokens: int) -> tuple[Asked, Asked]:

@@ -115,10 +115,10 @@ def write_within_budget(
         outputs = run_stages(
             ir.load(folder / name), quantised.judges.asked.rows, runner, layers_done(progress, "judging")
         )
-        flips, recipe = quantised.judges.flips(outputs), quantised.recipe
-        if recipe is None or flips.clear_rate <= options.max_flip_rate or returned >= len(recipe.activations):
+        rate, recipe = quantised.judges.flip_rate(outputs), quantised.recipe
+        if recipe is None or rate <= options.max_flip_rate or returned >= len(recipe.activations):
             return Written(files, quantised, outputs)
-        reason = f"flips: {100 * flips.clear_rate:.2f} % of clear preferences with it in int8"
+        reason = f"flips: {100 * rate:.2f} % of clear preferences with it in int8"
         reason += f", budget {100 * options.max_flip_rate:g} %"
         worst = _worst_first(recipe)[returned : 2 * returned + 1]
         returned += len(worst)
