@@ -1,8 +1,8 @@
-"""Peak memory and time of an int8 export of a full-size checkpoint: `python benchmarks/calibration_memory.py [--json F]`.
+"""Peak memory and time of a full-size int8 export: `python benchmarks/calibration_memory.py [--tokens N] [--json F]`.
 
-ArmoRM's 8B shape as a sparse file (benchmarks/full_size.py): all work is done, on weights that are zero. The export runs
-in a process of its own, its peak resident set is the kernel's, its phases are those that `rm-export` shows. The bundle
-needs 8 GB on the disk.
+ArmoRM's 8B shape as a sparse file (benchmarks/full_size.py): all work is done, on weights that are zero. The export
+runs in a process of its own, its peak resident set is the kernel's, its phases are those that `rm-export` shows. The
+bundle needs 8 GB on the disk.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def main() -> None:
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row = json.loads(answer.stdout)
     print(
-        f"{arguments.shape} int8: {row['bytes'] / 1e9:.2f} GB, peak {row['peak_rss_GiB']:.2f} GiB, {row['seconds']:.0f} s"
+        f"{arguments.shape} int8: {row['bytes'] / 1e9:.2f} GB, peak {row['peak_rss_GiB']:.2f} GiB, "
+        f"{row['seconds']:.0f} s"
     )
     for phase, seconds in row["phases"].items():
         print(f"  {phase:20} {seconds:6.0f} s")

@@ -169,6 +169,19 @@ def compare_margins(reference: ArrayLike, candidate: ArrayLike) -> Flips:
     return _count_flips([(expected, actual)], float(np.sqrt(np.mean(expected**2))))
 
 
+def rate_interval(rate: float, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a share that was `rate` of `trials` independent ones; (0, 1) without a trial.
+
+    Wilson's score interval (JASA 22, 1927): right for rates of 0 too, where it ends at 3.8 / (trials + 3.8).
+    """
+    if not trials:
+        return 0.0, 1.0
+    z2 = 1.959964**2 / trials
+    middle = (rate + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (rate * (1 - rate) + z2 / 4)) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def spread(scores: NDArray[np.float64]) -> float:
     """Standard deviation (population), exactly 0 for equal scores."""
     return 0.0 if np.ptp(scores) == 0 else float(scores.std())

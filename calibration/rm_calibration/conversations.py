@@ -1,6 +1,6 @@
-"""Conversations to measure on, as JSON lines: a user's, or the default set.
+"""Conversations to measure on, as JSON lines or a Parquet file: a user's, or the default set.
 
-A line is {"messages": [...], "responses": [...]}: the messages end before the answer, each response is one.
+A line or row is {"messages": [...], "responses": [...]}: the messages end before the answer, each response is one.
 Without "responses", the messages are a whole conversation.
 """
 
@@ -45,7 +45,12 @@ def default_conversations() -> list[Example]:
 
 
 def read_conversations(path: Path) -> list[Example]:
-    """Read a JSONL file. Raises RequestError, in one line that names the line, for anything it cannot use."""
+    """Read a JSONL file, or a Parquet file (its name ends in .parquet; needs pyarrow).
+
+    Raises RequestError, in one line that names the line or row, for anything it cannot use.
+    """
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -62,11 +67,31 @@ def parse_conversations(content: bytes, where: str) -> list[Example]:
     return examples
 
 
+def _read_parquet(path: Path) -> list[Example]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise RequestError(f"{path} is a Parquet file; pip install 'rm-export[parquet]' to read it") from None
+    try:
+        stored = parquet.ParquetFile(path)
+        wanted = [name for name in ("messages", "responses") if name in stored.schema_arrow.names]
+        rows = stored.read(columns=wanted).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise RequestError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    if not rows:
+        raise RequestError(f"{path} holds no row; each has messages and, if you like, responses")
+    return [_example_of(row, f"{path}, row {n}") for n, row in enumerate(rows, start=1)]
+
+
 def _example(line: bytes, where: str) -> Example:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise RequestError(f"{where}: not a JSON object ({error})") from None
+    return _example_of(document, where)
+
+
+def _example_of(document: Any, where: str) -> Example:
     if not isinstance(document, dict) or "messages" not in document:
         raise RequestError(f'{where}: expected an object like {{"messages": [...], "responses": [...]}}')
     try:

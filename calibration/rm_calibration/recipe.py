@@ -243,11 +243,17 @@ def _gemm_to_document(gemm: Gemm) -> dict[str, Any]:
     return {**vars(gemm), "clip": None if gemm.clip is None else vars(gemm.clip)}
 
 
-def _in_order(entries: Mapping[str, Any], to_document: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted with their numbers as numbers: layer 2 before layer 10."""
+
     def natural(name: str) -> list[tuple[int, int, str]]:
         return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
-    return {name: to_document(entries[name]) for name in sorted(entries, key=natural)}
+    return sorted(names, key=natural)
+
+
+def _in_order(entries: Mapping[str, Any], to_document: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    return {name: to_document(entries[name]) for name in natural_order(entries)}
 
 
 def _check_schema(document: Mapping[str, Any], where: str) -> None:

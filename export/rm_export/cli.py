@@ -45,7 +45,7 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--calibration",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            metavar="F.jsonl",
+            metavar="F.jsonl|F.parquet",
             help="int8, w8, w4: conversations to calibrate and judge on (default: a built-in set).",
         ),
         click.option(

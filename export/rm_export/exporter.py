@@ -93,7 +93,7 @@ def _proved(manifest: Manifest, written: Written, judges: Judges, folder: Path) 
         reference="the float32 graph of the same checkpoint, on conversations that calibration never saw",
     )
     files = dict(manifest.files)
-    for name, content in parity_files(parity, judges.asked.examples).items():
+    for name, content in parity_files(parity, judges.asked.examples, written.quantised.recipe).items():
         files[name] = write_file(folder, name, content)
     return replace(manifest, files=files, parity=parity.summary())
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rm_calibration.comparison import rate_interval
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -104,6 +106,12 @@ class Parity:
         return self.preferences if self.pairwise else self.agreement.order
 
     @property
+    def clear_flip_interval(self) -> tuple[float, float]:
+        """95 % interval of the rate of clear flips. Pairs that share rows do not count as independent: rows do."""
+        trials = self.order.clear_pairs if self.pairwise else min(self.agreement.n, self.order.clear_pairs)
+        return rate_interval(self.order.clear_rate, trials)
+
+    @property
     def same_decisions(self) -> bool:
         """No clear preference is flipped, and both sides refuse the same rows."""
         return not (self.order.clear_flips or self.preferences.clear_flips or self.refused_by_one)
@@ -132,6 +140,7 @@ class Parity:
             "reference": self.reference,
             "examples": self.examples,
             "agreement": self.agreement.as_json(),
+            "clear_flip_interval": list(self.clear_flip_interval),
             "preferences": asdict(self.preferences),
             "outputs": [asdict(output) for output in self.outputs],
             "lengths": [asdict(bucket) for bucket in self.lengths],
@@ -158,6 +167,8 @@ class Parity:
             "flips": self.order.flips,
             "preference_pairs": self.preferences.pairs,
             "preference_flips": self.preferences.flips,
+            "clear_flip_rate": self.order.clear_rate,
+            "clear_flip_interval": list(self.clear_flip_interval),
             "max_error": self.agreement.max_error,
             "max_error_in_std": self.agreement.relative_max_error,
             "spearman": self.agreement.spearman,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import metadata
 
 from rm_calibration.conversations import Example
+from rm_calibration.recipe import Recipe
 from rm_export.bundle import replace_file
 from rm_export.errors import ExportError
 from rm_export.parity import Parity
@@ -30,9 +31,9 @@ _PACKAGES = (
 )
 
 
-def parity_files(parity: Parity, examples: Sequence[Example]) -> dict[str, bytes]:
-    """What is written for a comparison: name -> content."""
-    return {PARITY_JSON: parity.to_json().encode(), PARITY_HTML: render_report(parity, examples).encode()}
+def parity_files(parity: Parity, examples: Sequence[Example], recipe: Recipe | None = None) -> dict[str, bytes]:
+    """What is written for a comparison: name -> content. recipe: of an int8 bundle."""
+    return {PARITY_JSON: parity.to_json().encode(), PARITY_HTML: render_report(parity, examples, recipe).encode()}
 
 
 def package_versions() -> dict[str, str]:

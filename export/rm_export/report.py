@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 
 from rm_export import charts
+from rm_export.report_recipe import recipe_rows, smoothing_told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rm_calibration.conversations import Example
+    from rm_calibration.recipe import Recipe
     from rm_export.parity import OutputError, Parity, ScoredRow
 
 _TEXT_LENGTH = 220
@@ -22,8 +24,8 @@ _POINTS = 4000
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def render_report(parity: Parity, examples: Sequence[Example]) -> str:
-    """The page. examples: the conversations that were compared, by `line` of the parity's rows."""
+def render_report(parity: Parity, examples: Sequence[Example], recipe: Recipe | None = None) -> str:
+    """The page. examples: the conversations that were compared, by `line` of the parity's rows. recipe: if int8."""
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(resources.files("rm_export").joinpath("report.html").read_text("utf-8"))
     scored = [
@@ -41,6 +43,8 @@ def render_report(parity: Parity, examples: Sequence[Example]) -> str:
         outputs=_objectives(parity.outputs),
         worst=[_worst(parity, row.row, examples) for row in parity.agreement.worst[:_WORST]],
         facts=_facts(parity),
+        recipe=recipe_rows(recipe) if recipe else [],
+        narrowing=smoothing_told(list(recipe.activations.values())) if recipe else "",
     )
 
 
@@ -90,7 +94,8 @@ def _figures(parity: Parity) -> list[dict[str, str]]:
         {
             "name": "Clear flips",
             "value": f"{parity.order.clear_flips:,}",
-            "note": f"of {parity.order.clear_pairs:,} margins beyond 0.1 std",
+            "note": f"of {parity.order.clear_pairs:,} margins beyond 0.1 std; 95 % interval of the rate "
+            f"{_percent(parity.clear_flip_interval)}",
         },
         {
             "name": "Refused rows",
@@ -172,6 +177,10 @@ def _short(value: float) -> str:
     digits, _, exponent = f"{value:.2g}".partition("e")
     power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
     return f"{digits}{power}".replace("-", "−")
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    return " to ".join(f"{100 * bound:.2f}" for bound in interval) + " %"
 
 
 def _in_std(share: float | None) -> str:

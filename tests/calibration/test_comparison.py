@@ -16,6 +16,7 @@ from rm_calibration.comparison import (
     compare_margins,
     compare_scores,
     compare_within_groups,
+    rate_interval,
 )
 
 scores = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30)
@@ -164,3 +165,11 @@ def test_as_json_is_plain_json(scorings: tuple[list[float], list[float]]) -> Non
     document = json.loads(json.dumps(compare_scores(*scorings).as_json(), allow_nan=False))
     assert document["n"] == len(scorings[0])
     assert document["order"]["pairs"] >= document["order"]["clear_pairs"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "trials", "low", "high"),
+    [(0.0, 100, 0.0, 0.0370), (0.5, 10, 0.2366, 0.7634), (1.0, 20, 0.8389, 1.0), (0.0, 0, 0.0, 1.0)],
+)
+def test_the_interval_of_a_rate_is_wilsons(rate: float, trials: int, low: float, high: float) -> None:
+    assert rate_interval(rate, trials) == pytest.approx((low, high), abs=1e-4)

@@ -1,7 +1,11 @@
 """The default conversations are fit to measure on, and a user's file is read or refused with its line."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rm_calibration.conversations import default_conversations, read_conversations
@@ -66,3 +70,36 @@ def test_an_empty_or_missing_file_is_an_error(tmp_path: Path) -> None:
         read_conversations(tmp_path / "empty.jsonl")
     with pytest.raises(RequestError, match="cannot be read"):
         read_conversations(tmp_path / "none.jsonl")
+
+
+def test_a_parquet_file_gives_the_same_examples_as_its_json_lines(tmp_path: Path) -> None:
+    lines = [
+        {"messages": [{"role": "user", "content": "Hi"}], "responses": ["Hello", "Go away ü"]},
+        {"messages": [{"role": "user", "content": "2+2?"}], "responses": ["4"]},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "chats.parquet")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_conversations(tmp_path / "chats.parquet") == read_conversations(tmp_path / "chats.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"prompt": ["Hi"]}, "row 1: expected an object"),
+        ({"messages": pyarrow.array([], pyarrow.list_(pyarrow.string()))}, "holds no row"),
+        ({"messages": [["Hi"]]}, "row 1: "),
+    ],
+)
+def test_a_parquet_file_without_conversations_is_refused(tmp_path: Path, table: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "chats.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_conversations(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_only_calls_itself_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chats.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(RequestError, match="cannot be read as Parquet") as caught:
+        read_conversations(tmp_path / "chats.parquet")
+    assert "\n" not in str(caught.value)

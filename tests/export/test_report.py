@@ -9,6 +9,7 @@ import pytest
 
 from rm_calibration.comparison import compare_scores, compare_within_groups
 from rm_calibration.conversations import Example
+from rm_calibration.recipe import Activation, Calibration, Gemm, Recipe, Source
 from rm_export.parity import LengthBucket, OutputError, Parity, ScoredRow
 from rm_export.report import render_report
 
@@ -160,3 +161,28 @@ def test_rows_that_could_not_be_scored_are_told() -> None:
     assert "6 rows are not compared" in text
     assert "System role not supported" in text
     assert "1 row is scored by one side only" in text
+
+
+def test_a_recipe_is_shown_with_every_inputs_range_effect_and_decision() -> None:
+    recipe = Recipe(
+        family="grm",
+        source=Source("<script>", "0" * 64),
+        calibration=Calibration("0" * 64, 2, 10, "mse"),
+        activations={
+            f"model.layers.{layer}.mlp.down_proj.input": Activation(3.5, 3.5 / 127, "mse", 900.0, 4.5, 0.5, (3, 0))
+            for layer in (2, 10)
+        },
+        gemms={
+            f"model.layers.{layer}.mlp.down_proj.weight": Gemm(
+                f"model.layers.{layer}.mlp.down_proj.input", decision, "flips & <more>", None, effect
+            )
+            for layer, decision, effect in ((2, "int8", 0.01), (10, "float", 0.25))
+        },
+    )
+    html = render_report(a_parity(REFERENCE, BUNDLE), examples(), recipe)
+    text = Page(html).text
+    assert text.index("layers.2.mlp.down_proj") < text.index("layers.10.mlp.down_proj")
+    assert "0.01" in text
+    assert "0.25" in text
+    assert "200 times narrower" in text
+    assert "<more>" not in html
