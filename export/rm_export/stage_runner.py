@@ -65,6 +65,7 @@ class StageRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or usable_cores()
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # batches of ever other shapes would leave it full of holes
         # Weight-only DequantizeLinear as it is written: the default rounds activations to int8 too (engines differ).
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if self._folder is not None:

@@ -27,11 +27,13 @@ from rm_export.cli import main
 from rm_export.demo import checkpoint_path
 from rm_export.exporter import export_checkpoint
 from rm_export.families import family
+from rm_export.judges import Asked, Judges
 from rm_export.lowering import lower, target_for
 from rm_export.lowering.gemms import find_fold, find_gemms, gemm_groups
 from rm_export.lowering.smooth import Smooth
 from rm_export.options import Options
-from rm_export.quantisation import Quantisation
+from rm_export.quantisation import Quantisation, Quantised
+from rm_export.questions import Question
 from rm_export.speed import LayerSpeed
 from rm_export.stage_runner import StageRunner, run_stages
 from rm_export.tensors import stored_bytes
@@ -185,6 +187,7 @@ def test_the_flip_budget_returns_the_worst_products_to_float_with_the_reason(
     floats = [gemm for gemm in strict.gemms.values() if gemm.decision == "float"]
     int8 = [gemm for gemm in strict.gemms.values() if gemm.decision == "int8"]
     assert floats
+    assert strict.embeddings == "float"
     assert all("flips" in gemm.reason and gemm.sensitivity is not None for gemm in floats)
     if int8:
         assert min(g.sensitivity or 0 for g in floats) >= max(g.sensitivity or 0 for g in int8)
@@ -266,3 +269,24 @@ def test_the_user_is_told_whether_int8_is_faster_on_this_machine(
 def test_a_slower_int8_layer_is_said_to_be_slower() -> None:
     assert "NOT faster" in str(LayerSpeed(tokens=256, float_ms=1.0, quantised_ms=1.2))
     assert "NOT faster" not in str(LayerSpeed(tokens=256, float_ms=2.4, quantised_ms=1.2))
+
+
+def test_the_recipe_says_whether_embedding_tables_are_int8(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    cpu = target_for("cpu", "int8")
+    for embeddings, dtype in (("int8", ir.DataType.INT8), ("float", ir.DataType.FLOAT)):
+        decided = dataclasses.replace(recipe, embeddings=embeddings)
+        model = Quantised("int8", decided, None).graph(graph_of(checkpoint, "grm"), cpu)
+        tables = {str(node.inputs[0].name): node.inputs[0].dtype for node in model.graph if node.op_type == "Gather"}
+        (name,) = [name for name in tables if "embed_tokens" in name and "scale" not in name]
+        assert tables[name] == dtype
+
+
+def test_a_pairwise_familys_budget_counts_pairs_of_rows_and_preferences() -> None:
+    questions = tuple(Question(line, responses) for line in range(2) for responses in ((0, 1), (1, 0)))
+    asked = Asked((), questions, (), pairwise=True)
+    judges = Judges(asked, {"score": np.array([2.0, -2.0, 1.0, -1.0], np.float32)})
+    assert judges.flip_rate({"score": np.array([2.0, -2.0, 1.0, -1.0], np.float32)}) == 0
+    one_preference = judges.flip_rate({"score": np.array([2.0, -2.0, -0.1, 0.1], np.float32)})
+    assert one_preference == 0.5
+    between_rows = judges.flip_rate({"score": np.array([1.0, -1.0, 2.0, -2.0], np.float32)})
+    assert between_rows == pytest.approx(2 / 6)
