@@ -16,7 +16,7 @@ from rm_calibration.holdout import prompt_digest, split_examples
 from rm_export.bundle import Progress
 from rm_export.families import Plan
 from rm_export.lowering.gemms import find_gemms
-from rm_export.questions import Question, encode_questions, questions_of
+from rm_export.questions import Question, both_orders, encode_questions, questions_of
 from rm_export.stage_runner import Outputs, StageRunner, run_stages
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.prompts import Prompt
@@ -69,13 +69,7 @@ class Judges:
         between_rows = compare_scores(expected, actual).order.clear_rate
         if not self.asked.pairwise:
             return between_rows
-        questions = [question for question, kept in zip(self.asked.questions, scorable, strict=True) if kept]
-        place = {(question.line, *question.responses): row for row, question in enumerate(questions)}
-        orders = [
-            (row, place[line, second, first])
-            for (line, first, second), row in place.items()
-            if first < second and (line, second, first) in place
-        ]
+        orders = both_orders([one for one, kept in zip(self.asked.questions, scorable, strict=True) if kept])
         margins = [[side[i] - side[j] for i, j in orders] for side in (expected, actual)]
         return max(between_rows, compare_margins(*margins).clear_rate) if orders else between_rows
 

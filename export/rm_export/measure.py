@@ -10,6 +10,7 @@ import numpy as np
 from rm_calibration.comparison import compare_margins, compare_scores, compare_within_groups, spread
 from rm_export.errors import ExportError
 from rm_export.parity import LengthBucket, OutputError, Parity, ScoredRow
+from rm_export.questions import both_orders
 from rm_runtime.prompt_spec import ChatPrompt
 
 if TYPE_CHECKING:
@@ -86,12 +87,7 @@ def _preferences(
     """Answers to the same prompt: which one each side prefers."""
     if not pairwise:
         return compare_within_groups(expected, measured, [row.line for row in rows])
-    place = {(row.line, *row.responses): index for index, row in enumerate(rows)}
-    orders = [
-        (index, place[line, second, first])
-        for (line, first, second), index in place.items()
-        if first < second and (line, second, first) in place
-    ]
+    orders = both_orders(rows)
     if not orders:
         raise ExportError("no pair of answers could be scored in both orders")
     forward, backward = np.array(orders).T

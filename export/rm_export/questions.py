@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from rm_calibration.conversations import Example
+    from rm_export.parity import ScoredRow
     from rm_runtime.prompt_spec import PromptSpec
     from rm_runtime.segments import Segments
 
@@ -38,6 +39,16 @@ def questions_of(examples: Sequence[Example], pairwise: bool) -> list[Question]:
         asked = [*permutations(places, 2)] if pairwise else [*permutations(places, 1)] or [()]
         questions += [Question(line, responses) for responses in asked]
     return questions
+
+
+def both_orders(asked: Sequence[Question | ScoredRow]) -> list[tuple[int, int]]:
+    """Of pairwise questions: (row, row with the two responses exchanged), each pair of responses once."""
+    place = {(one.line, *one.responses): row for row, one in enumerate(asked)}
+    return [
+        (row, place[line, second, first])
+        for (line, first, second), row in place.items()
+        if first < second and (line, second, first) in place
+    ]
 
 
 def encode_questions(
