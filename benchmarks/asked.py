@@ -18,6 +18,7 @@ from rm_export.checkpoint import open_checkpoint
 from rm_export.demo.preferences import Comparison, comparisons
 from rm_export.options import Options
 from rm_export.questions import Question, encode_questions, questions_of
+from rm_runtime import load
 from rm_runtime.batching import run_rows
 from rm_runtime.bundle import open_bundle
 from rm_runtime.engines import open_engine
@@ -39,7 +40,7 @@ class Asked:
     def answers(self, bundle: Path, threads: int) -> NDArray[np.float64]:
         """Scores [questions], or of pairwise models margins [pairs]: A before B minus B before A."""
         opened = open_bundle(bundle)
-        outputs = run_rows(open_engine(opened, threads=threads), self.rows, opened.manifest.pad_token_id)
+        outputs = run_rows(open_engine(opened, "onnxruntime", threads=threads), self.rows, opened.manifest.pad_token_id)
         scores = outputs["score"].astype(np.float64)
         return scores[::2] - scores[1::2] if self.pairwise else scores
 
@@ -77,6 +78,16 @@ def judging_examples(answers: int) -> list[Example]:
 def training_examples(count: int, answers: int, seed: int = 777) -> list[Example]:
     """Comparisons of training questions with their first `answers` answers."""
     return [_example(one, answers) for one in comparisons(count, seed, "train")]
+
+
+def chats(examples: Sequence[Example]) -> list[list[dict[str, str]]]:
+    """Every answer as a conversation."""
+    return [example.conversation(place) for example in examples for place in range(len(example.responses))]
+
+
+def scores_of(bundle: Path, conversations: Sequence[list[dict[str, str]]]) -> NDArray[np.float64]:
+    """The bundle's scores on ONNX Runtime."""
+    return np.array([score.score for score in load(bundle, engine="onnxruntime").score(conversations)])
 
 
 def _example(one: Comparison, answers: int) -> Example:

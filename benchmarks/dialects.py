@@ -18,13 +18,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden
+from asked import chats, judging_examples, training_examples
+from quality_models import CALIBRATING, demo_and_hardened
 from rm_calibration.comparison import compare_scores
-from rm_calibration.conversations import Example
 from rm_export.build import build_model
+from rm_export.bundle import Silent
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
 from rm_export.checkpoint import Checkpoint, open_checkpoint
-from rm_export.demo import checkpoint_path
 from rm_export.families import Plan, family
 from rm_export.lowering import TARGETS, lower
 from rm_export.lowering.cleanup import Cleanup
@@ -81,18 +81,18 @@ def quantised(build: Callable[[], ir.Model], recipe: Any) -> Iterator[tuple[str,
 
 
 def main() -> None:
-    judging = conversations(JUDGING_PAIRS, seed=4242, split="held_out")
-    examples = [Example(tuple(chat)) for chat in conversations(CALIBRATION_PAIRS, seed=777, split="train")]
+    judging, examples = chats(judging_examples(4)), training_examples(CALIBRATING, 4)
     with tempfile.TemporaryDirectory() as folder:
-        models = {"demo": checkpoint_path(), "hardened": harden(checkpoint_path(), Path(folder) / "hardened")}
-        for model, path in models.items():
+        for model, path in demo_and_hardened(Path(folder)).items():
             checkpoint = open_checkpoint(path)
             plan = family(FAMILY).plan(checkpoint, Options())
 
             def build(checkpoint: Checkpoint = checkpoint) -> ir.Model:
                 return build_model(family(FAMILY).plan(checkpoint, Options()), "demo")
 
-            recipe, _ = calibrate(build, plan, FAMILY, checkpoint, examples, CalibrationOptions())
+            recipe, _ = calibrate(
+                build, plan, FAMILY, checkpoint, examples, CalibrationOptions(), Path(folder) / "work", Silent()
+            )
             prompts = ChatPrompter(plan.prompt, Tokenizer.from_str(plan.tokenizer_json)).encode(judging)
             rows = [np.asarray(prompt.ids, np.int64) for prompt in prompts]
             expected = scores(lower(build(), "fp32", TARGETS["cpu"]), plan, rows)

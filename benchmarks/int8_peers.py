@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import full_size
-from int8_quality import CALIBRATION_PAIRS, JUDGING_PAIRS, conversations, harden, scores_of
+from asked import chats, judging_examples, scores_of, training_examples
+from quality_models import CALIBRATING, demo_and_hardened
 from rm_calibration.comparison import compare_scores
 from rm_calibration.conversations import Example
 from rm_export.checkpoint import open_checkpoint
-from rm_export.demo import checkpoint_path
 from rm_export.exporter import export_checkpoint
 from rm_export.quantisation import Quantisation
 from rm_runtime.bundle import open_bundle, sha256_of
@@ -142,11 +142,9 @@ def swap_graph(bundle: Path, graph: Path, output: Path) -> None:
 
 def quality(names: Sequence[str], folder: Path, limits: Limits, modelopt: str | None) -> dict[str, Any]:
     """Flips and errors of every method on both demos."""
-    judging = conversations(JUDGING_PAIRS, seed=4242, split="held_out")
-    calibrating = conversations(CALIBRATION_PAIRS, seed=777, split="train")
+    judging, calibrating = chats(judging_examples(4)), chats(training_examples(CALIBRATING, 4))
     figures = {}
-    models = {"demo": checkpoint_path(), "hardened": harden(checkpoint_path(), folder / "hardened")}
-    for model, checkpoint in models.items():
+    for model, checkpoint in demo_and_hardened(folder).items():
         setting = prepare(checkpoint, calibrating, folder / f"{model}-setting")
         expected = scores_of(setting.float_bundle, judging)
         for place, name in enumerate(names):
@@ -176,7 +174,7 @@ def quality_cells(row: Mapping[str, Any]) -> str:
 def memory(names: Sequence[str], folder: Path, limits: Limits, modelopt: str | None, layers: int) -> dict[str, Any]:
     """Peak memory and time of every method on the 1B shape."""
     checkpoint = full_size.llama_1b(folder / "checkpoint", layers)
-    one_answer_each = conversations(200, seed=777, split="train")[::4]  # the demo's comparisons have four answers
+    one_answer_each = chats(training_examples(200, 1))
     setting = prepare(checkpoint, one_answer_each, folder / "setting", MEMORY_TOKENS)
     figures = {}
     for place, name in enumerate(names):

@@ -1,7 +1,7 @@
 """What INT8 does to preferences, the table of docs/int8.md: `python benchmarks/int8_quality.py [--json F]`.
 
 Checkpoints made hard to quantise (hardening.py, massive_token.py), several ways to quantise each, judged on held-out
-comparisons that neither training nor calibration saw. Every row is the finished bundle on its engine.
+comparisons that neither training nor calibration saw. Every row is the finished bundle on ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -44,6 +44,13 @@ class Model:
     calibrating: Sequence[Example]
 
 
+def demo_and_hardened(folder: Path) -> dict[str, Path]:
+    """The trained demo, and its hardened copy in a new folder below `folder`."""
+    demo = checkpoint_path()
+    medians = typical(activation_ranges(demo, ask(demo, judging_examples(4)).rows[:MEASURED_ROWS]))
+    return {"demo": demo, "hardened": harden_decoder(demo, folder / "hardened", medians)}
+
+
 def models(folder: Path, threads: int) -> Iterator[Model]:
     """Every checkpoint of the table, written below `folder` one after the other."""
     demo = checkpoint_path()
