@@ -78,8 +78,8 @@ def calibrate(
 ) -> tuple[Recipe, Judges]:
     """Make the recipe; also return the held-out judges with their float outputs.
 
-    build: makes a fresh float32 graph of the plan. work: a folder for what a restart needs; it is there while this
-    runs, and after it was killed. Raises CalibrationError if the conversations are too few, or an activation is not
+    build: makes a fresh float32 graph of the plan. work: a folder for what a restart needs; the caller removes it when
+    the recipe is safe. Raises CalibrationError if the conversations are too few, or an activation is not
     finite.
     """
     model = build()
@@ -128,7 +128,6 @@ def calibrate(
     deviation = float(np.nanstd(outputs["score"])) or 1.0
     found = effects(states, deviation)
     gemms = {name: replace(gemm, sensitivity=found[gemm.input]) for name, gemm in recipe.gemms.items()}
-    resume.clear()
     return replace(recipe, gemms=gemms), Judges(judging, outputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -75,6 +76,7 @@ def export_checkpoint(
             row = max(written.quantised.judges.asked.rows, key=len)
             progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
+    shutil.rmtree(work, ignore_errors=True)
     return output
 
 
