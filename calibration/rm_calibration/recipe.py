@@ -116,11 +116,26 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """The embedding tables. decision: "int8" (a scale a row, where the target can look integers up) or "float".
+
+    sensitivity: the effect of int8 tables alone on the final scores, in standard deviations; None if not measured.
+    """
+
+    decision: str
+    reason: str
+    sensitivity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sensitivity is not None:
+            object.__setattr__(self, "sensitivity", shortest_float32(self.sensitivity))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything a replay needs besides the checkpoint.
 
     activations: by name. gemms: by the checkpoint's tensor name ("model.layers.0.self_attn.q_proj.weight").
-    embeddings: "int8" (a scale a row, where the target can look integers up) or "float".
     versions: tool -> version of what made it.
     """
 
@@ -130,7 +145,7 @@ class Recipe:
     activations: Mapping[str, Activation]
     gemms: Mapping[str, Gemm]
     versions: Mapping[str, str] = field(default_factory=dict)
-    embeddings: str = "int8"
+    embeddings: Embeddings = Embeddings("float", "not measured")
     format: int = FORMAT_VERSION
 
     def to_yaml(self) -> str:
@@ -140,7 +155,7 @@ class Recipe:
             "family": self.family,
             "source": vars(self.source),
             "versions": dict(sorted(self.versions.items())),
-            "embeddings": self.embeddings,
+            "embeddings": vars(self.embeddings),
             "activations": _in_order(self.activations, _activation_to_document),
             "gemms": _in_order(self.gemms, _gemm_to_document),
             "calibration": vars(self.calibration),  # last: all of it is required, so a cut file is never a whole one
@@ -174,7 +189,7 @@ class Recipe:
             activations=activations,
             gemms=gemms,
             versions=document["versions"],
-            embeddings=document["embeddings"],
+            embeddings=Embeddings(**document["embeddings"]),
         )
         recipe._check_inputs(where)
         return recipe

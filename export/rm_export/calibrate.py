@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rm_calibration.conversations import Example
 from rm_calibration.holdout import conversations_digest
 from rm_calibration.observers import ChannelMax, observer_named
-from rm_calibration.recipe import Activation, Calibration, Clip, Gemm, Recipe, Source
+from rm_calibration.recipe import Activation, Calibration, Clip, Embeddings, Gemm, Recipe, Source
 from rm_calibration.smoothing import ALPHAS, RowSample, Smoothing, search_smoothing, smoothing_factors
 from rm_calibration.symmetric import scale_of
 from rm_calibration.weights import channel_scales, clip_ratios, quantise_with
@@ -34,11 +34,23 @@ from rm_export.lowering.gemms import Gemm as GraphGemm
 from rm_export.lowering.gemms import find_fold, gemm_groups
 from rm_export.lowering.quantise import Quantise
 from rm_export.lowering.smooth import Smooth
-from rm_export.sensitivity import FLOAT, ProbedGroup, advance_probes, effects, probe_rows
+from rm_export.sensitivity import (
+    EMBEDDINGS,
+    FLOAT,
+    ProbedGroup,
+    advance_probes,
+    copy_name,
+    effects,
+    probe_rows,
+    with_int8_rows,
+)
 from rm_export.stage_runner import BATCH_TOKENS, LoadedStage, StageRunner, State, collect, start
-from rm_export.stages import split_stages
+from rm_export.stages import lookups, split_stages
 from rm_export.states import MEMORY_BYTES, SECONDS_BETWEEN_SAVES, Resume, States
 from rm_runtime.batching import plan_batches
+
+TABLE_EFFECT = 0.01
+"""Embedding tables become int8 if that alone moves the scores by less, in standard deviations: they save no time."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,9 @@ def calibrate(
     done, recipe = _take_up(resume, states, recipe, progress)
     if not done:
         states.update(zip(starts, start(model, list(starts.values())), strict=True))
+        looked_up = [str(node.outputs[0].name) for node in lookups(model.graph)]
+        if looked_up:
+            states[copy_name(EMBEDDINGS)] = with_int8_rows(states[FLOAT], looked_up)
     runner = StageRunner(options.threads)
     stages = split_stages(model, [gemms[0].activation for gemms in groups.values()])
     progress.begin("calibrating", len(stages), "layers")
@@ -128,7 +143,7 @@ def calibrate(
     deviation = float(np.nanstd(outputs["score"])) or 1.0
     found = effects(states, deviation)
     gemms = {name: replace(gemm, sensitivity=found[gemm.input]) for name, gemm in recipe.gemms.items()}
-    return replace(recipe, gemms=gemms), Judges(judging, outputs)
+    return replace(recipe, gemms=gemms, embeddings=_decide_tables(found.get(EMBEDDINGS))), Judges(judging, outputs)
 
 
 def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
@@ -139,6 +154,16 @@ def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
     exponents = {name: recipe.activations[name].exponents(channels[name]) for name in read}
     scales = {name: recipe.activations[name].scale for name in read}
     return ir.passes.Sequential(Smooth(exponents), Quantise(scales, int8))(model).model
+
+
+def _decide_tables(effect: float | None) -> Embeddings:
+    if effect is None:
+        return Embeddings("float", "no table is looked up by the ids themselves")
+    if effect > TABLE_EFFECT:
+        return Embeddings(
+            "float", f"int8 tables alone move the scores by more than {TABLE_EFFECT:g} deviations", effect
+        )
+    return Embeddings("int8", "within the flip budget", effect)
 
 
 def _calibrate_stage(

@@ -48,12 +48,13 @@ class Quantised:
     def graph(self, float_graph: ir.Model, target: Target) -> ir.Model:
         """The float graph with integers in it, in the target's dialect; the given model is changed.
 
-        Embedding tables become int8 where the target can look them up and the recipe does not keep them in float.
+        Embedding tables become int8 where the target can look them up and the recipe says so; for w4 too, whose weights
+        lose far more.
         """
         if self.recipe is not None:
-            model, int8_tables = apply_recipe(float_graph, self.recipe), self.recipe.embeddings == "int8"
+            model, int8_tables = apply_recipe(float_graph, self.recipe), self.recipe.embeddings.decision == "int8"
         else:
-            model, int8_tables = QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model, True
+            model, int8_tables = QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model, self.precision == "w4"
         return lower(model, self.precision, target, int8_tables and target.int8_tables)
 
 
@@ -123,7 +124,8 @@ def write_within_budget(
         worst = _worst_first(recipe)[returned : 2 * returned + 1]
         returned += len(worst)
         progress.note(f"{reason}: {returned} of {len(recipe.activations)} inputs return to float")
-        quantised = replace(quantised, recipe=replace(_in_float(recipe, worst, reason), embeddings="float"))
+        tables = replace(recipe.embeddings, decision="float", reason=reason)
+        quantised = replace(quantised, recipe=replace(_in_float(recipe, worst, reason), embeddings=tables))
         for file in files:
             (folder / file).unlink()
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from rm_calibration.symmetric import scales_of
 from rm_calibration.weights import QuantisedWeight, dequantise
 from rm_export.lowering.gemms import Gemm
 from rm_export.stage_runner import BATCH_TOKENS, LoadedStage, StageRunner, State
@@ -21,6 +22,9 @@ from rm_export.stages import Stage, StageModel, stage_model
 
 FLOAT = "probe"
 """Name of the state that stays float."""
+
+EMBEDDINGS = "embeddings"
+"""Name of the copy whose looked-up rows are rounded to int8."""
 
 _SCALE, _INVERSE = "scale", "inverse"
 
@@ -55,6 +59,16 @@ def probe_rows(lengths: Sequence[int], max_tokens: int) -> list[int]:
     return chosen
 
 
+def with_int8_rows(state: State, looked_up: Sequence[str]) -> State:
+    """The state at the start with the named embedding rows [batch, sequence, size] rounded to int8, row by row."""
+    rounded = {}
+    for name in looked_up:
+        rows = state[name]
+        scales = scales_of(np.abs(rows).max(axis=-1, keepdims=True))
+        rounded[name] = np.rint(rows / scales) * scales
+    return state | rounded
+
+
 def advance_probes(
     loaded: LoadedStage,
     runner: StageRunner,
@@ -68,7 +82,7 @@ def advance_probes(
     """
     before = states[FLOAT]
     rows = shape[0]
-    branched = {_copy(group.name): _run_quantised(loaded, runner, group, before) for group in groups}
+    branched = {copy_name(group.name): _run_quantised(loaded, runner, group, before) for group in groups}
     names = [name for name in states if name.startswith(FLOAT)]
     together = max(1, BATCH_TOKENS // (shape[0] * shape[1]))
     for first in range(0, len(names), together):
@@ -149,5 +163,6 @@ def _part(results: State, place: int, rows: int, copies: int) -> State:
     }
 
 
-def _copy(group: str) -> str:
+def copy_name(group: str) -> str:
+    """What the state is called that carries one group's effect."""
     return f"{FLOAT} {group}"

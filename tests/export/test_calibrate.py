@@ -271,3 +271,18 @@ def test_an_activation_that_is_always_zero_is_exact(checkpoint: Checkpoint, tmp_
     assert activation.largest == 0
     assert activation.scale > 0
     assert {g.sensitivity for g in recipe.gemms.values() if g.input == "model.layers.1.self_attn.q_proj.input"} == {0}
+
+
+def test_embedding_tables_stay_float_where_int8_ones_alone_move_the_scores(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rm_export.calibrate.TABLE_EFFECT", 1e9)
+    taken, _ = calibrated(checkpoint, tmp_path / "taken")
+    effect = taken.embeddings.sensitivity
+    assert taken.embeddings.decision == "int8"
+    assert effect is not None
+    assert effect > 0
+    monkeypatch.setattr("rm_export.calibrate.TABLE_EFFECT", effect / 2)
+    refused, _ = calibrated(checkpoint, tmp_path / "refused")
+    assert refused.embeddings.decision == "float"
+    assert refused.embeddings.sensitivity == effect

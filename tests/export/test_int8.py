@@ -18,7 +18,7 @@ import pytest
 import checkpoints
 from rm_calibration.conversations import default_conversations
 from rm_calibration.errors import CalibrationError
-from rm_calibration.recipe import Recipe
+from rm_calibration.recipe import Embeddings, Recipe
 from rm_export.build import build_model
 from rm_export.bundle import Silent
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
@@ -187,7 +187,7 @@ def test_the_flip_budget_returns_the_worst_products_to_float_with_the_reason(
     floats = [gemm for gemm in strict.gemms.values() if gemm.decision == "float"]
     int8 = [gemm for gemm in strict.gemms.values() if gemm.decision == "int8"]
     assert floats
-    assert strict.embeddings == "float"
+    assert strict.embeddings.decision == "float"
     assert all("flips" in gemm.reason and gemm.sensitivity is not None for gemm in floats)
     if int8:
         assert min(g.sensitivity or 0 for g in floats) >= max(g.sensitivity or 0 for g in int8)
@@ -274,7 +274,7 @@ def test_a_slower_int8_layer_is_said_to_be_slower() -> None:
 def test_the_recipe_says_whether_embedding_tables_are_int8(checkpoint: Checkpoint, recipe: Recipe) -> None:
     cpu = target_for("cpu", "int8")
     for embeddings, dtype in (("int8", ir.DataType.INT8), ("float", ir.DataType.FLOAT)):
-        decided = dataclasses.replace(recipe, embeddings=embeddings)
+        decided = dataclasses.replace(recipe, embeddings=Embeddings(embeddings, "a test"))
         model = Quantised("int8", decided, None).graph(graph_of(checkpoint, "grm"), cpu)
         tables = {str(node.inputs[0].name): node.inputs[0].dtype for node in model.graph if node.op_type == "Gather"}
         (name,) = [name for name in tables if "embed_tokens" in name and "scale" not in name]
