@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class BenchSettings:
 
 
 def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
-    """Measure a bundle; returns the report, as bench.schema.json describes it.
+    """Measure a bundle; returns the report, as report.schema.json describes it.
 
     A contender that cannot be opened, or fails on the way, has its reason in its "failure" and no figures.
     on_step: told what is done next. Raises BundleError, RequestError; EngineError if no contender could be measured.
@@ -80,7 +81,7 @@ def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = 
     if all(report["failure"] for report in reports):
         raise EngineError("; ".join(report["failure"] for report in reports))
     manifest = bundle.manifest
-    return {
+    report = {
         "kind": "rm-runtime bench",
         "format": FORMAT_VERSION,
         "bundle": {
@@ -97,6 +98,13 @@ def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = 
         "auto": chosen_engine(bundle, settings.device),
         "contenders": reports,
     }
+    return _as_in_a_file(report)
+
+
+def _as_in_a_file(report: dict[str, Any]) -> dict[str, Any]:
+    """With lists for tuples, so that a report equals itself read again."""
+    read: dict[str, Any] = json.loads(json.dumps(report))
+    return read
 
 
 def _measured(
