@@ -132,7 +132,9 @@ def rank(**arguments: Any) -> int:
 @click.option(
     "--warmup", type=click.IntRange(min=0), default=8, show_default=True, help="Rows run before, after the longest one."
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of offline; the median counts.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of offline; the median counts."
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Of server, a second. Default: searched.")
 @click.option(
     "--p99-ms",
@@ -149,7 +151,11 @@ def rank(**arguments: Any) -> int:
 @click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), metavar="F.json")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="F.svg|F.html")
 @click.option(
-    "--compare", type=click.Path(dir_okay=False, path_type=Path), nargs=2, metavar="A.json B.json", help="Nothing is run."
+    "--compare",
+    type=click.Path(dir_okay=False, path_type=Path),
+    nargs=2,
+    metavar="A.json B.json",
+    help="Nothing is run.",
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def bench(bundle: Path | None, compare: tuple[Path, Path] | None, **arguments: Any) -> int:

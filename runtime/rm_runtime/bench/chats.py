@@ -35,13 +35,7 @@ MEAN_TURNS = 2.0
 PROMPT_IDS = LogNormal(69.5, 1.0)
 ANSWER_IDS = LogNormal(214.5, 1.0)
 
-WORDS = (
-    "the of and to in is that it for you on with as are this be or can your from by have not at if an more will use "
-    "which one their time how but also some when what they then other make first people like need work day good way "
-    "help new out about example water world number name place right know try ask line name city music price travel "
-    "because between important different question answer system language problem reason simple several history "
-    "country energy science market program function variable computer recipe weather family health balance"
-).split()
+WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "for", "you", "on", "with", "as", "are", "this", "be", "or", "can", "your", "from", "by", "have", "not", "at", "if", "an", "more", "will", "use", "which", "one", "their", "time", "how", "but", "also", "some", "when", "what", "they", "then", "other", "make", "first", "people", "like", "need", "work", "day", "good", "way", "help", "new", "out", "about", "example", "water", "world", "number", "name", "place", "right", "know", "try", "ask", "line", "name", "city", "music", "price", "travel", "because", "between", "important", "different", "question", "answer", "system", "language", "problem", "reason", "simple", "several", "history", "country", "energy", "science", "market", "program", "function", "variable", "computer", "recipe", "weather", "family", "health", "balance"]
 """What the messages say; an engine's speed does not depend on it."""
 
 
@@ -69,7 +63,8 @@ def draw_chats(count: int, responses: int, ids_per_word: float, longest: int, se
             continue
         texts = [_text(rng, length / ids_per_word) for length in (*lengths, *answers)]
         messages = [
-            {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts[: len(lengths)])
+            {"role": ("user", "assistant")[place % 2], "content": text}
+            for place, text in enumerate(texts[: len(lengths)])
         ]
         chats.append(Chat(tuple(messages), tuple(texts[len(lengths) :])))
     return chats

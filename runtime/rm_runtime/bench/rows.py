@@ -31,6 +31,9 @@ LONGEST = 2048
 _TEMPLATE_IDS = 64
 """Room that a prompt template may take beside the messages."""
 
+_MIN_ROOM = 64
+"""Chats of fewer ids are too rare to draw; a bundle of shorter prompts has them cut."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -64,7 +67,7 @@ def rows_of(bundle: Bundle, count: int, seed: int, chats: Path | None = None) ->
     """`count` rows: a conversation each, or for pairwise families one comparison of two answers in one order.
 
     chats: a JSONL file as `rm-runtime score` reads it, used from its top and again if it is shorter; None = chats drawn
-    as in rm_runtime.bench.chats. Raises RequestError for a file that cannot be used, naming the line.
+    as in rm_runtime.bench.chats. PairRM cuts its segments, as it does in use. Raises RequestError for a file that cannot be used, naming the line.
     """
     encode = _encoder(bundle)
     answers = 1 if isinstance(bundle.manifest.prompt, ChatPrompt) else 2
@@ -76,7 +79,9 @@ def rows_of(bundle: Bundle, count: int, seed: int, chats: Path | None = None) ->
                 raise RequestError(f"{chats}, line {line}: {prompt}")
         ids = [prompt.ids for prompt in prompts if not isinstance(prompt, PromptError)]
         return Rows(tuple(ids[place % len(ids)] for place in range(count)), {"source": str(chats)})
-    longest = min(LONGEST, _limit(bundle)) - _TEMPLATE_IDS
+    spec = bundle.manifest.prompt
+    limit = (spec.chat if isinstance(spec, PairChatPrompt) else spec).max_length
+    longest = max(min(LONGEST, limit) - _TEMPLATE_IDS, _MIN_ROOM)
     ids_per_word = len(bundle.tokenizer().encode(" ".join(WORDS), add_special_tokens=False).ids) / len(WORDS)
     prompts = encode(draw_chats(count, answers, ids_per_word, longest, seed))
     failed = next((prompt for prompt in prompts if isinstance(prompt, PromptError)), None)
@@ -84,15 +89,6 @@ def rows_of(bundle: Bundle, count: int, seed: int, chats: Path | None = None) ->
         raise RequestError(f"{bundle.path} cannot read the built-in chats ({failed}); pass your own with --chats")
     ids = [prompt.ids for prompt in prompts if not isinstance(prompt, PromptError)]
     return Rows(tuple(ids), {**distribution(), "longest": longest})
-
-
-def _limit(bundle: Bundle) -> int:
-    prompt = bundle.manifest.prompt
-    if isinstance(prompt, ChatPrompt):
-        return prompt.max_length
-    if isinstance(prompt, PairChatPrompt):
-        return prompt.chat.max_length
-    return prompt.source_max_length + 2 * prompt.candidate_max_length
 
 
 def _encoder(bundle: Bundle) -> Callable[[Sequence[Chat]], Sequence[Prompt | PromptError]]:
@@ -139,9 +135,8 @@ def _chats_of(line: bytes, answers: int) -> list[Chat]:
     if request.messages is None:
         raise RequestError('a chat to measure needs "messages"')
     if answers == 1:
-        return [Chat(tuple(request.messages), responses) for responses in ((text,) for text in request.responses or [])] or [
-            Chat(tuple(request.messages), ())
-        ]
+        answered = [(text,) for text in request.responses] if request.responses else [()]
+        return [Chat(tuple(request.messages), responses) for responses in answered]
     if request.responses is None or len(request.responses) < 2:
         raise RequestError('this bundle compares answers: "responses" must hold two')
     return [Chat(tuple(request.messages), tuple(request.responses[:2]))]

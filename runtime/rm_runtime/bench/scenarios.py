@@ -115,9 +115,7 @@ def serve(
         first = last
     p99 = percentile(latencies, 99)
     within = sum(latency <= bound_ms for latency in latencies)
-    return Served(
-        rate, percentile(latencies, 50), p99, len(arriving) / now, within / now, p99 <= bound_ms
-    )
+    return Served(rate, percentile(latencies, 50), p99, len(arriving) / now, within / now, p99 <= bound_ms)
 
 
 def server(

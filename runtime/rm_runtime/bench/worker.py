@@ -38,9 +38,6 @@ class Subject(Protocol):
         """One float a row, NaN if it cannot be scored."""
 
 
-
-
-
 @dataclass(frozen=True)
 class EngineSubject:
     """A bundle's plain graph in an engine, with the runtime's own batches."""
