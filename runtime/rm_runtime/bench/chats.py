@@ -35,7 +35,15 @@ MEAN_TURNS = 2.0
 PROMPT_IDS = LogNormal(69.5, 1.0)
 ANSWER_IDS = LogNormal(214.5, 1.0)
 
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "for", "you", "on", "with", "as", "are", "this", "be", "or", "can", "your", "from", "by", "have", "not", "at", "if", "an", "more", "will", "use", "which", "one", "their", "time", "how", "but", "also", "some", "when", "what", "they", "then", "other", "make", "first", "people", "like", "need", "work", "day", "good", "way", "help", "new", "out", "about", "example", "water", "world", "number", "name", "place", "right", "know", "try", "ask", "line", "name", "city", "music", "price", "travel", "because", "between", "important", "different", "question", "answer", "system", "language", "problem", "reason", "simple", "several", "history", "country", "energy", "science", "market", "program", "function", "variable", "computer", "recipe", "weather", "family", "health", "balance"]
+_TEXT = (
+    "the of and to in is that it for you on with as are this be or can your from by have not at if an more will use "
+    "which one their time how but also some when what they then other make first people like need work day good way "
+    "help new out about example water world number name place right know try ask line name city music price travel "
+    "because between important different question answer system language problem reason simple several history "
+    "country energy science market program function variable computer recipe weather family health balance"
+)
+
+WORDS = _TEXT.split()
 """What the messages say; an engine's speed does not depend on it."""
 
 

@@ -85,7 +85,7 @@ def _figure(contender: Mapping[str, Any], place: tuple[str, ...]) -> float | Non
     value: Any = contender
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    return None if value is None else float(value)
 
 
 def _number(place: tuple[str, ...], value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -64,7 +65,7 @@ class Contender:
     def __init__(self, spec: ContenderSpec, settings: dict[str, Any]) -> None:
         """Starts it and waits until it is open. Raises EngineError with its reason if it does not open."""
         self.spec = spec
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", spec.worker],
@@ -88,7 +89,8 @@ class Contender:
     def close(self) -> int | None:
         """Ends the process; returns its peak resident set in bytes, None where the system does not tell."""
         assert self._process.stdin
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # no reply then tells that it died
+            self._process.stdin.close()
         peak = self._reply()["peak_bytes"]
         self.stop()
         return None if peak is None else int(peak)
@@ -99,15 +101,14 @@ class Contender:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # of what it never read
+                    stream.close()
 
     def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
-        try:
+        with contextlib.suppress(BrokenPipeError):  # its reply, or that there is none, tells why
             self._process.stdin.write(json.dumps(document) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its reply, or that there is none, tells why
         return self._reply()
 
     def _reply(self) -> dict[str, Any]:

@@ -35,9 +35,10 @@ REFERENCE_BATCH = 8
 class BenchSettings:
     """What is measured, and how.
 
-    engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender runs
-    before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second, None =
-    the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names. chats: a JSONL file.
+    engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender
+    runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
+    None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names. chats: a JSONL
+    file.
     """
 
     engines: tuple[str, ...] = ("auto",)
@@ -182,7 +183,10 @@ class _Field:
         """Close all; one report a contender, in their order."""
         for name, contender in self._contenders.items():
             if not self._reports[name]["failure"]:
-                self._reports[name]["peak_bytes"] = contender.close()
+                try:
+                    self._reports[name]["peak_bytes"] = contender.close()
+                except EngineError as error:
+                    self._reports[name]["failure"] = str(error)
         return list(self._reports.values())
 
     def _guarded(self, name: str) -> Run:

@@ -67,7 +67,8 @@ def rows_of(bundle: Bundle, count: int, seed: int, chats: Path | None = None) ->
     """`count` rows: a conversation each, or for pairwise families one comparison of two answers in one order.
 
     chats: a JSONL file as `rm-runtime score` reads it, used from its top and again if it is shorter; None = chats drawn
-    as in rm_runtime.bench.chats. PairRM cuts its segments, as it does in use. Raises RequestError for a file that cannot be used, naming the line.
+    as in rm_runtime.bench.chats. PairRM cuts its segments, as it does in use. Raises RequestError for a file that
+    cannot be used, naming the line.
     """
     encode = _encoder(bundle)
     answers = 1 if isinstance(bundle.manifest.prompt, ChatPrompt) else 2

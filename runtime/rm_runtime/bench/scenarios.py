@@ -1,8 +1,8 @@
 """The scenarios of MLPerf inference, each a function of how long a contender takes for given rows.
 
-SingleStream: one row at a time, the next when the last is done. Offline: all rows at hand at once. Server: rows
-arrive at random (a Poisson process) and wait for each other. Contenders take turns, and who begins changes every turn, so
-that a change of the machine's speed meets all. Clocks are the contenders' own: nothing here measures time.
+SingleStream: one row at a time, the next when the last is done. Offline: all rows at hand at once. Server: rows arrive
+at random (a Poisson process) and wait for each other. Contenders take turns, and who begins changes every turn, so that
+a change of the machine's speed meets all. Clocks are the contenders' own: nothing here measures time.
 Source: Reddi et al., MLPerf Inference Benchmark, arXiv 1911.02549, section 4.
 """
 
@@ -152,6 +152,5 @@ def server(
 
 
 def _latencies(values: Sequence[float]) -> SingleStream:
-    return SingleStream(
-        len(values), *(percentile(values, percent) for percent in (50, 90, 99)), sum(values) / len(values)
-    )
+    p50, p90, p99 = (percentile(values, percent) for percent in (50, 90, 99))
+    return SingleStream(len(values), p50, p90, p99, sum(values) / len(values))

@@ -1,8 +1,8 @@
 """A contender in a process of its own: it opens something that runs rows, and times what its parent asks for.
 
-JSON lines. The parent writes {"bundle", "contender", "rows", ...} (a Subject's settings), then {"run": [row numbers]} as
-often as it likes, then closes. The worker answers {"opened": {...}} or {"failure": "..."}, then {"seconds": s} each, and
-{"peak_bytes": n} last. Own processes, so that peak memory is one contender's, and one that is killed ends alone.
+JSON lines. The parent writes {"bundle", "contender", "rows", ...} (a Subject's settings), then {"run": [row numbers]}
+as often as it likes, then closes. The worker answers {"opened": {...}} or {"failure": "..."}, then {"seconds": s} each,
+and {"peak_bytes": n} last. Own processes, so that peak memory is one contender's, and one that is killed ends alone.
 `python -m rm_runtime.bench.worker` runs the bundle's engines; rm_export has a worker for the checkpoint.
 """
 
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 
 class Subject(Protocol):
-    """What is timed. engine, versions: as a report names them."""
+    """What is timed."""
 
-    engine: str
-    versions: Mapping[str, str]
+    @property
+    def engine(self) -> str:
+        """What a report calls it."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that run it."""
 
     def run(self, rows: Sequence[Ids]) -> NDArray[np.float32]:
         """One float a row, NaN if it cannot be scored."""
@@ -44,7 +49,12 @@ class EngineSubject:
 
     engine: str
     versions: Mapping[str, str]
-    run: Callable[[Sequence[Ids]], NDArray[np.float32]]
+    outputs: Callable[[Sequence[Ids]], Mapping[str, NDArray[np.float32]]]
+
+    def run(self, rows: Sequence[Ids]) -> NDArray[np.float32]:
+        """The first output's first value of each row."""
+        first: NDArray[np.float32] = next(iter(self.outputs(rows).values())).reshape(len(rows), -1)[:, 0]
+        return first
 
 
 def open_engine_subject(settings: dict[str, Any]) -> Subject:
@@ -57,11 +67,10 @@ def open_engine_subject(settings: dict[str, Any]) -> Subject:
     bundle = open_bundle(settings["bundle"])
     engine = open_engine(bundle, settings["contender"], settings["threads"], settings["device"])
 
-    def run(rows: Sequence[Ids]) -> NDArray[np.float32]:
-        outputs = run_rows(engine, rows, bundle.manifest.pad_token_id, settings["batch_tokens"])
-        return next(iter(outputs.values())).reshape(len(rows), -1)[:, 0]
+    def outputs(rows: Sequence[Ids]) -> Mapping[str, NDArray[np.float32]]:
+        return run_rows(engine, rows, bundle.manifest.pad_token_id, settings["batch_tokens"])
 
-    return EngineSubject(engine.name, versions_of(engine.name.partition("-")[0]), run)
+    return EngineSubject(engine.name, versions_of(engine.name.partition("-")[0]), outputs)
 
 
 def serve(open_subject: Callable[[dict[str, Any]], Subject]) -> None:
