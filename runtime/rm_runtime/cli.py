@@ -122,6 +122,14 @@ def rank(**arguments: Any) -> int:
 )
 @click.option("--checkpoint", metavar="DIR|HUB_ID", help="Of --vs hf. Default: what the bundle was exported from.")
 @click.option(
+    "--reference-batch",
+    "reference_batch_rows",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Of --vs hf: rows at once, in the order they come.",
+)
+@click.option(
     "--scenario",
     "scenarios",
     type=click.Choice(["single-stream", "offline", "server"]),

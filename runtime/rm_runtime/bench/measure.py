@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SCENARIOS = ("single-stream", "offline", "server")
-REFERENCE_BATCH = 8
-"""Rows a reference takes at once, in the order they come: what a script around transformers does."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class BenchSettings:
 
     engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender
     runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
-    None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names. chats: a JSONL
-    file.
+    None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names.
+    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file.
     """
 
     engines: tuple[str, ...] = ("auto",)
@@ -54,11 +52,12 @@ class BenchSettings:
     device: str | None = None
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     checkpoint: str | None = None
+    reference_batch_rows: int = 8
     chats: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError for a value that nothing can be measured with."""
-        for name in ("queries", "rounds", "batch_tokens"):
+        for name in ("queries", "rounds", "batch_tokens", "reference_batch_rows"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)}: at least 1")
         if self.warmup < 0 or self.p99_ms <= 0 or (self.rate is not None and self.rate <= 0):
@@ -121,7 +120,7 @@ def _measured(
         "threads": settings.threads,
         "device": settings.device,
         "batch_tokens": settings.batch_tokens,
-        "batch_rows": REFERENCE_BATCH,
+        "batch_rows": settings.reference_batch_rows,
         "rows": [row.tolist() for row in rows.ids],
     }
     field = _Field()
@@ -208,4 +207,4 @@ class _Field:
 def _described(settings: BenchSettings) -> dict[str, Any]:
     described = asdict(settings)
     described["chats"] = None if settings.chats is None else str(settings.chats)
-    return {**described, "reference_batch_rows": REFERENCE_BATCH}
+    return described

@@ -7,6 +7,9 @@ from typing import Any
 
 _GIB = 2**30
 
+BUSY = 0.5
+"""Load a core before a benchmark began from which its reader is warned."""
+
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, a table of contenders, and which engine "auto" takes."""
@@ -17,6 +20,9 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"{rows['count']} rows of {rows['shortest']} to {rows['longest']} ids (median {rows['median']}), "
         f"seed {report['settings']['seed']}"
     )
+    load, cores = machine["load_average"], machine["cores"]["machine"]
+    if load is not None and cores is not None and load > BUSY * cores:
+        yield f"the machine was busy (load {load:.1f} on {cores} cores): times are too long, ratios rough"
     yield ""
     cells = [_HEADER, *(_cells(contender) for contender in report["contenders"] if not contender["failure"])]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]

@@ -48,6 +48,14 @@ def test_the_table_has_a_line_a_contender_and_tells_what_auto_takes() -> None:
     assert lines[-1] == 'engine="auto" takes onnxruntime for this bundle'
 
 
+def test_a_busy_machine_is_said_and_a_quiet_one_is_not() -> None:
+    busy = report()
+    busy["machine"]["load_average"] = 3.9
+    warning = "the machine was busy (load 3.9 on 4 cores): times are too long, ratios rough"
+    assert warning in list(report_lines(busy))
+    assert not [line for line in report_lines(report()) if "busy" in line]
+
+
 def test_scenarios_that_did_not_run_leave_their_columns_empty() -> None:
     bare = contender(peak_bytes=None)
     for scenario in ("single_stream", "offline", "server"):
