@@ -89,7 +89,9 @@ def _figure(contender: Mapping[str, Any], place: tuple[str, ...]) -> float | Non
 
 
 def _number(place: tuple[str, ...], value: float) -> str:
-    return f"{value / 2**30:.2f} GiB" if place == ("peak_bytes",) else f"{value:.4g}"
+    return (
+        f"{value / 2**30:.2f} GiB" if place == ("peak_bytes",) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    )
 
 
 def _short(value: object) -> str:

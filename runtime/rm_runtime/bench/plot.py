@@ -99,12 +99,16 @@ def _bars(
             continue
         kind = "reference" if contender["reference"] else "bar"
         yield f'<rect class="{kind}" x="{_NAME}" y="{y}" width="{value * unit:.1f}" height="{_BAR - 5}"/>'
-        figure = f"{value:.3g}"
+        figure = _number(value)
         if mark is not None:
             x = _NAME + mark * unit
             yield f'<path class="tail" d="M{x:.1f} {y}v{_BAR - 5}"/>'
-            figure += f", {mark:.3g}"
+            figure += f", {_number(mark)}"
         yield _text(_NAME + max(value, mark or 0.0) * unit + 6, y + 14, figure, "figure")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:

@@ -142,6 +142,7 @@ def test_the_drawing_has_a_bar_a_figure_in_proportion_and_no_contender_that_fail
     load = [float(by_class[kind][3].get("width", "")) for kind in ("bar", "reference")]
     assert load[0] == pytest.approx(2 * load[1])
     assert "openvino" not in "".join(root.itertext())
+    assert "1,000" in root.itertext()
 
 
 def test_names_cannot_break_out_of_the_drawing(tmp_path: Path) -> None:
