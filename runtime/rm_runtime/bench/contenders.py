@@ -68,7 +68,7 @@ class Contender:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", spec.worker],
+            [sys.executable, "-P", "-m", spec.worker],  # -P: a torch.py where the user stands is not run
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -101,6 +101,17 @@ def test_a_worker_that_breaks_gives_its_last_words(bundle: Path) -> None:
         Contender(ContenderSpec("x", "rm_runtime.nothing"), settings_of(bundle))
 
 
+def test_a_module_in_the_working_folder_is_not_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    opened = Contender(ContenderSpec("onnxruntime", ENGINE_WORKER), settings_of(bundle))
+    assert opened.run([0]) > 0
+    opened.stop()
+
+
 def test_peak_memory_is_that_of_the_contenders_own_process(bundle: Path) -> None:
     ballast = bytearray(400 * 2**20)
     opened = Contender(ContenderSpec("onnxruntime", ENGINE_WORKER), settings_of(bundle))
