@@ -41,15 +41,18 @@ def hf_config(config: Mapping[str, Any], **overrides: Any) -> Any:
     return transformers.AutoConfig.for_model(str(config.get("model_type")), **{**fields, **overrides})
 
 
-def hf_model(auto_class: str, config: Any) -> Any:
-    """A transformers model in float32 with eager attention, its weights allocated but not even touched."""
+def hf_model(auto_class: str, config: Any, dtype: str = "float32", attention: str = "eager") -> Any:
+    """A transformers model of that dtype and attention, its weights allocated but not even touched.
+
+    Raises ValueError if transformers has no such attention for it.
+    """
     import torch
     import transformers
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
         model = getattr(transformers, auto_class).from_config(
-            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+            config, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
         )
     model.tie_weights()
     return model
@@ -81,11 +84,13 @@ class CheckpointWeights:
         self._fill(value, name)
         return value
 
-    def load(self, model: torch.nn.Module, prefix: str = "") -> Any:
-        """Fill every parameter of `model` from the tensor `prefix` + its name; returns it ready to run."""
+    def load(self, model: torch.nn.Module, prefix: str = "", dtype: str = "float32") -> Any:
+        """Fill every parameter of `model` from the tensor `prefix` + its name; returns it in `dtype`, ready to run."""
+        import torch
+
         for name, parameter in model.named_parameters():
             self._fill(parameter.data, prefix + name)
-        return model.float().eval()
+        return model.to(getattr(torch, dtype)).eval()
 
     def finish(self, unused: Callable[[str], bool] = lambda name: False) -> None:
         """Raises CheckpointError if a tensor was not taken and is not known to be unused."""

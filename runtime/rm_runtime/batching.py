@@ -13,19 +13,32 @@ DEFAULT_BATCH_TOKENS = 4096
 """Ids, padding included, that one batch may hold: enough for full matrix products, small enough for any memory."""
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS) -> list[list[int]]:
+MAX_PADDING = 0.1
+"""Share of a batch's ids that may be padding: work that an engine does for nothing."""
+
+FREE_PADDING = 64
+"""Ids of padding a batch may hold whatever its size: a further run, which reads all weights again, costs more."""
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS, max_padding: float = MAX_PADDING
+) -> list[list[int]]:
     """Row numbers grouped into batches: rows sorted by length, longest first, each batch within the token budget.
 
-    A row longer than the budget is a batch of its own. Longest first, so that memory peaks at once and not at the end.
+    A row longer than the budget is a batch of its own. A batch ends where the next row would bring its padding above
+    both `max_padding` of its ids and FREE_PADDING ids. Longest first, so that memory peaks at once and not at the end.
     """
     batches: list[list[int]] = []
-    width = 0
+    width = held = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+        area = (len(batches[-1]) + 1) * width if batches else 0
+        padding = area - held - lengths[row]
+        if batches and area <= batch_tokens and padding <= max(FREE_PADDING, max_padding * area):
             batches[-1].append(row)
+            held += lengths[row]
         else:
             batches.append([row])
-            width = lengths[row]
+            width = held = lengths[row]
     return batches
 
 

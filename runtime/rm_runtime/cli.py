@@ -1,4 +1,4 @@
-"""rm-runtime: score and rank JSON lines with a bundle."""
+"""rm-runtime: score and rank JSON lines with a bundle, measure its speed."""
 
 from __future__ import annotations
 
@@ -104,6 +104,114 @@ def rank(**arguments: Any) -> int:
     line that fails gives {"error": ..., "line": n} in its place.
     """
     return _answer_file(ranking=True, **arguments)
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["auto", "all", *ENGINES]),
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    help="May be repeated; all: every engine that is installed.",
+)
+@click.option(
+    "--vs", "versus", type=click.Choice(["hf"]), help="Also the checkpoint in transformers, float32 and bfloat16."
+)
+@click.option("--checkpoint", metavar="DIR|HUB_ID", help="Of --vs hf. Default: what the bundle was exported from.")
+@click.option(
+    "--reference-batch",
+    "reference_batch_rows",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Of --vs hf: rows at once, in the order they come.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(["single-stream", "offline", "server"]),
+    multiple=True,
+    help="May be repeated. Default: all three.",
+)
+@click.option("--queries", type=click.IntRange(min=1), default=128, show_default=True, help="Rows to measure with.")
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=8, show_default=True, help="Rows run before, after the longest one."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of offline; the median counts."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Of server, a second. Default: searched.")
+@click.option(
+    "--p99-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1000.0,
+    show_default=True,
+    help="Of server: 99 % of answers come within it.",
+)
+@click.option("--chats", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="F.jsonl")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant.")
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=DEFAULT_BATCH_TOKENS, show_default=True)
+@click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), metavar="F.json")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="F.svg|F.html")
+@click.option(
+    "--compare",
+    type=click.Path(dir_okay=False, path_type=Path),
+    nargs=2,
+    metavar="A.json B.json",
+    help="Nothing is run.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def bench(bundle: Path | None, compare: tuple[Path, Path] | None, **arguments: Any) -> int:
+    """Measure latency, throughput, load time and memory.
+
+    Every contender runs in a process of its own, on the same rows, in turns with the others. Times are from token
+    ids to scores. Lengths of the built-in chats are those of real ones; --chats takes your own.
+    """
+    if (bundle is None) == (compare is None):
+        raise click.UsageError("either a bundle to measure, or --compare with two reports")
+    if bundle is None:
+        from rm_runtime.bench.comparison import comparison_lines, read_report
+
+        assert compare is not None
+        for line in comparison_lines(*map(read_report, compare)):
+            click.echo(line)
+        return 0
+    return _measure(bundle, **arguments)
+
+
+def _measure(bundle: Path, report_path: Path | None, plot: Path | None, **arguments: Any) -> int:
+    """Returns the exit status: 1 if a contender that was named could not be measured."""
+    import json
+
+    from rm_runtime.bench.measure import SCENARIOS, BenchSettings, bench
+    from rm_runtime.bench.plot import check_suffix, write_plot
+    from rm_runtime.bench.table import report_lines
+
+    if plot is not None:
+        check_suffix(plot)
+    for path in (report_path, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{path}: there is no folder {path.parent}")
+    chosen = arguments.pop("scenarios") or SCENARIOS
+    settings = BenchSettings(scenarios=tuple(name for name in SCENARIOS if name in chosen), **arguments)
+    report = bench(bundle, settings, on_step=_steps(sys.stderr.isatty()))
+    if report_path is not None:
+        report_path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot is not None:
+        write_plot(report, plot)
+    for line in report_lines(report):
+        click.echo(line)
+    failures = [contender for contender in report["contenders"] if contender["failure"]]
+    return 1 if failures and "all" not in settings.engines else 0
+
+
+def _steps(shown: bool) -> Callable[[str], None]:
+    return lambda step: click.echo(f"{step} ...", err=True) if shown else None
 
 
 def _answer_file(bundle: Path, source: str, output: str, ranking: bool, **options: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_models import FakeEngine
-from rm_runtime.batching import pad_rows, plan_batches, run_rows
+from rm_runtime.batching import FREE_PADDING, MAX_PADDING, pad_rows, plan_batches, run_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +26,10 @@ def number_of(ids: NDArray[np.int64]) -> dict[str, Any]:
     """Outputs that tell rows apart: their ids as one decimal number, and it twice."""
     number = float(hash(ids.tobytes()) % 65_521)
     return {"score": number, "logits": [number, -number]}
+
+
+def padding_of(lengths: list[int], batch: list[int]) -> int:
+    return len(batch) * max(lengths[row] for row in batch) - sum(lengths[row] for row in batch)
 
 
 @given(LENGTHS, st.integers(1, 1000))
@@ -49,8 +54,26 @@ def test_batches_come_longest_first(lengths: list[int], budget: int) -> None:
 @given(LENGTHS, st.integers(1, 1000))
 def test_no_batch_could_take_the_next_row_as_well(lengths: list[int], budget: int) -> None:
     batches = plan_batches(lengths, budget)
-    for batch in batches[:-1]:
-        assert (len(batch) + 1) * max(lengths[row] for row in batch) > budget
+    for batch, following in pairwise(batches):
+        joined = [*batch, following[0]]
+        padding = padding_of(lengths, joined)
+        area = len(joined) * lengths[batch[0]]
+        assert area > budget or (padding > FREE_PADDING and padding > MAX_PADDING * area)
+
+
+@given(LENGTHS, st.integers(1, 10_000))
+def test_a_tenth_of_a_batch_is_padding_at_most_but_for_a_few_ids(lengths: list[int], budget: int) -> None:
+    for batch in plan_batches(lengths, budget):
+        area = len(batch) * max(lengths[row] for row in batch)
+        assert padding_of(lengths, batch) <= max(FREE_PADDING, MAX_PADDING * area)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(16, 256), st.sampled_from([1024, 4096, 16_384]))
+def test_a_tenth_of_mixed_length_chats_is_padding_at_most(seed: int, rows: int, budget: int) -> None:
+    lengths = np.random.default_rng(seed).integers(50, 1501, rows).tolist()
+    batches = plan_batches(lengths, budget)
+    padding = sum(padding_of(lengths, batch) for batch in batches)
+    assert padding <= 0.1 * (sum(lengths) + padding)
 
 
 def test_no_rows_need_no_batch_and_no_run() -> None:

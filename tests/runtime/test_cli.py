@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -248,7 +250,34 @@ def test_an_interrupt_ends_quietly_with_status_130(bundle: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["rank"]])
+def terminal_of(bundle: str, source: Path, output: Path) -> bytes:
+    """What `score` shows where stderr is a terminal."""
+    ours, theirs = pty.openpty()
+    program = "import sys; from rm_runtime.cli import main; sys.exit(main())"
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, "score", bundle, "-i", str(source), "-o", str(output)],
+        env={**environment(), "TERM": "xterm"},
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    assert run.wait() == 0
+    return shown
+
+
+def test_a_terminal_shows_how_much_of_the_file_is_done(bundle: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(f"{SCORE_LINE}\n" * 300)
+    size = f"{source.stat().st_size / 1024:.1f}"
+    shown = terminal_of(bundle, source, tmp_path / "out.jsonl").decode()
+    assert f"{size}/{size} KiB" in shown
+
+
+@pytest.mark.parametrize("command", [[], ["score"], ["rank"], ["bench"]])
 def test_help_is_shown_with_status_0(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     assert "Usage: rm-runtime" in capfd.readouterr().out

@@ -13,7 +13,7 @@ from rm_runtime.engines.choice import cpu_flags, preferred
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
-__all__ = ["ENGINES", "Arrays", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Arrays", "Engine", "chosen_engine", "open_engine"]
 
 Opener = Callable[[Bundle, int | None, str | None], Engine]
 
@@ -49,11 +49,12 @@ def open_engine(bundle: Bundle, engine: str = "auto", threads: int | None = None
     if threads is not None and threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one")
     if engine == "auto":
-        engine = _best(bundle, device)
+        engine = chosen_engine(bundle, device)
     return _opener(engine)(bundle, threads, device)
 
 
-def _best(bundle: Bundle, device: str | None) -> str:
+def chosen_engine(bundle: Bundle, device: str | None = None) -> str:
+    """The name that engine="auto" stands for. Raises EngineError if no engine is installed."""
     installed = [name for name, record in ENGINES.items() if record.installed()]
     if not installed:
         hints = " or ".join(dict.fromkeys(f"pip install 'rm-export[{record.extra}]'" for record in ENGINES.values()))

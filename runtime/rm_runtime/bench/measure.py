@@ -1,0 +1,210 @@
+"""A whole benchmark: rows, contenders, scenarios -> the report as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rm_runtime.batching import DEFAULT_BATCH_TOKENS
+from rm_runtime.bench.contenders import Contender, ContenderSpec, contender_specs
+from rm_runtime.bench.machine import machine_facts
+from rm_runtime.bench.rows import rows_of
+from rm_runtime.bench.scenarios import offline, server, single_stream
+from rm_runtime.bundle import MANIFEST_NAME, open_bundle
+from rm_runtime.engines import chosen_engine
+from rm_runtime.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rm_runtime.bench.rows import Rows
+    from rm_runtime.bench.scenarios import Run
+    from rm_runtime.bundle import Bundle
+
+FORMAT_VERSION = 1
+SCENARIOS = ("single-stream", "offline", "server")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured, and how.
+
+    engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender
+    runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
+    None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names.
+    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file.
+    """
+
+    engines: tuple[str, ...] = ("auto",)
+    versus: str | None = None
+    scenarios: tuple[str, ...] = SCENARIOS
+    queries: int = 128
+    warmup: int = 8
+    rounds: int = 3
+    seed: int = 0
+    rate: float | None = None
+    p99_ms: float = 1000.0
+    threads: int | None = None
+    device: str | None = None
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    checkpoint: str | None = None
+    reference_batch_rows: int = 8
+    chats: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for a value that nothing can be measured with."""
+        for name in ("queries", "rounds", "batch_tokens", "reference_batch_rows"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)}: at least 1")
+        if self.warmup < 0 or self.p99_ms <= 0 or (self.rate is not None and self.rate <= 0):
+            raise RequestError("warmup must not be negative, p99_ms and rate must be above 0")
+        unknown = [name for name in self.scenarios if name not in SCENARIOS]
+        if unknown or not self.scenarios:
+            raise RequestError(f"scenarios={self.scenarios!r}: some of {', '.join(SCENARIOS)}")
+
+
+def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
+    """Measure a bundle; returns the report, as report.schema.json describes it.
+
+    A contender that cannot be opened, or fails on the way, has its reason in its "failure" and no figures.
+    on_step: told what is done next. Raises BundleError, RequestError; EngineError if no contender could be measured.
+    """
+    specs = contender_specs(settings.engines, settings.versus)
+    bundle = open_bundle(path)
+    rows = rows_of(bundle, settings.queries, settings.seed, settings.chats)
+    machine = machine_facts()
+    reports = _measured(specs, bundle, rows, settings, on_step)
+    if all(report["failure"] for report in reports):
+        raise EngineError("; ".join(report["failure"] for report in reports))
+    manifest = bundle.manifest
+    report = {
+        "kind": "rm-runtime bench",
+        "format": FORMAT_VERSION,
+        "bundle": {
+            "path": str(path),
+            "sha256": hashlib.sha256((path / MANIFEST_NAME).read_bytes()).hexdigest(),
+            "source": manifest.source.id,
+            "family": manifest.family,
+            "precision": manifest.precision,
+            "target": manifest.target,
+        },
+        "machine": machine,
+        "settings": _described(settings),
+        "rows": {**rows.described(), "origin": rows.origin},
+        "auto": chosen_engine(bundle, settings.device),
+        "contenders": reports,
+    }
+    return _as_in_a_file(report)
+
+
+def _as_in_a_file(report: dict[str, Any]) -> dict[str, Any]:
+    """With lists for tuples, so that a report equals itself read again."""
+    read: dict[str, Any] = json.loads(json.dumps(report))
+    return read
+
+
+def _measured(
+    specs: Sequence[ContenderSpec],
+    bundle: Bundle,
+    rows: Rows,
+    settings: BenchSettings,
+    on_step: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    start = {
+        "bundle": str(bundle.path),
+        "checkpoint": settings.checkpoint,
+        "threads": settings.threads,
+        "device": settings.device,
+        "batch_tokens": settings.batch_tokens,
+        "batch_rows": settings.reference_batch_rows,
+        "rows": [row.tolist() for row in rows.ids],
+    }
+    field = _Field()
+    with contextlib.ExitStack() as stack:
+        for spec in specs:
+            on_step(f"opening {spec.name}")
+            field.open(spec, start, stack)
+        lengths = rows.lengths
+        longest = max(range(len(lengths)), key=lambda row: lengths[row])
+        on_step("warming up")
+        for run in field.runs().values():
+            run([longest])
+            for row in range(min(settings.warmup, len(lengths))):
+                run([row])
+        if "single-stream" in settings.scenarios and (runs := field.runs()):
+            on_step("single-stream")
+            field.note("single_stream", single_stream(runs, len(lengths)))
+        if "offline" in settings.scenarios and (runs := field.runs()):
+            on_step("offline")
+            field.note("offline", offline(runs, lengths, settings.rounds))
+        if "server" in settings.scenarios and (runs := field.runs()):
+            on_step("server")
+            bound, seed = settings.p99_ms, settings.seed
+            field.note("server", server(runs, lengths, settings.batch_tokens, bound, seed, settings.rate))
+        return field.reports()
+
+
+class _Field:
+    """The contenders of one benchmark and what is known of each. One that failed runs no more, the others go on."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._contenders: dict[str, Contender] = {}
+
+    def open(self, spec: ContenderSpec, start: dict[str, Any], stack: contextlib.ExitStack) -> None:
+        """Start it; it is stopped with the stack."""
+        report = {"name": spec.name, "reference": spec.is_reference, "failure": None}
+        self._reports[spec.name] = report
+        try:
+            contender = Contender(spec, start)
+        except EngineError as error:
+            report["failure"] = str(error)
+            return
+        stack.callback(contender.stop)
+        report.update(contender.opened)
+        self._contenders[spec.name] = contender
+
+    def runs(self) -> dict[str, Run]:
+        """Those that have not failed."""
+        return {name: self._guarded(name) for name in self._contenders if not self._reports[name]["failure"]}
+
+    def note(self, scenario: str, results: dict[str, Any]) -> None:
+        """Enter a scenario's results, but for contenders that failed in it."""
+        for name, result in results.items():
+            if not self._reports[name]["failure"]:
+                self._reports[name][scenario] = asdict(result)
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Close all; one report a contender, in their order."""
+        for name, contender in self._contenders.items():
+            if not self._reports[name]["failure"]:
+                try:
+                    self._reports[name]["peak_bytes"] = contender.close()
+                except EngineError as error:
+                    self._reports[name]["failure"] = str(error)
+        return list(self._reports.values())
+
+    def _guarded(self, name: str) -> Run:
+        """Its run; once it failed it takes a second for anything, and nobody sees the result."""
+
+        def run(rows: Sequence[int]) -> float:
+            report = self._reports[name]
+            if report["failure"]:
+                return 1.0
+            try:
+                return self._contenders[name].run(rows)
+            except EngineError as error:
+                report["failure"] = str(error)
+                return 1.0
+
+        return run
+
+
+def _described(settings: BenchSettings) -> dict[str, Any]:
+    described = asdict(settings)
+    described["chats"] = None if settings.chats is None else str(settings.chats)
+    return described
