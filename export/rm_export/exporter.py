@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from rm_export import families
 from rm_export.build import OPSET, build_model
-from rm_export.bundle import Progress, Silent, check_replaceable, staged_folder, write_file, write_graph, write_second_graph
+from rm_export.bundle import (
+    Progress,
+    Silent,
+    check_replaceable,
+    staged_folder,
+    write_file,
+    write_graph,
+    write_second_graph,
+)
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.judges import Judges
