@@ -22,10 +22,13 @@ def build_model(plan: Plan, where: str, shared_prefix: bool = False) -> ir.Model
     """
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=where)
     builder = GraphBuilder(graph)
-    prefix = [builder.input("prefix_ids", ir.DataType.INT64, [1, "prefix"])] if shared_prefix else []
-    input_ids = builder.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-    attention_mask = builder.input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
-    rows = joined_rows(builder.op, *prefix, input_ids, attention_mask) if prefix else Rows(input_ids, attention_mask)
+    rows_shape = ["batch", "sequence"]
+    prefix_ids = builder.input("prefix_ids", ir.DataType.INT64, [1, "prefix"]) if shared_prefix else None
+    input_ids = builder.input("input_ids", ir.DataType.INT64, rows_shape)
+    attention_mask = builder.input("attention_mask", ir.DataType.INT64, rows_shape)
+    rows = Rows(input_ids, attention_mask)
+    if prefix_ids is not None:
+        rows = joined_rows(builder.op, prefix_ids, input_ids, attention_mask)
     outputs: dict[str, Any] = plan.module(builder.op, rows)
     for name, shape in plan.outputs.items():
         value = outputs[name]

@@ -26,8 +26,9 @@ def load(
     path: the folder rm-export wrote. engine: "auto", "onnxruntime", "openvino", "openvino-bf16" (asks for
     bfloat16 arithmetic, which decides otherwise than the bundle). threads: for the engine, None = all cores that
     affinity and CPU quota grant. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify:
-    also check every file's hash. share_prefixes: compute what the rows of a request have in common once, in the bundle's
-    second graph, which takes memory of its own when it is first needed. options: RequestOptions fields (truncation, special_text, batch_tokens).
+    also check every file's hash. share_prefixes: compute what the rows of a request have in common once, in a second
+    graph, which is opened when it first pays and takes memory of its own (docs/performance.md). options: RequestOptions
+    fields (truncation, special_text, batch_tokens).
     One short chat is scored at once, which warms the engine up and finds weights that are not finite.
     Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
     """

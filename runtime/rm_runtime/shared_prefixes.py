@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 Rows = Sequence[NDArray[np.int64]]
 
 LEAST_SAVED_SHARE = 0.125
-"""A prefix is shared where that spares at least this part of the tokens: taking rows apart and together costs time too."""
+"""A prefix is shared where that spares at least this part of the tokens: taking rows apart costs time too."""
 LEAST_SAVED_TOKENS = 64
 """And at least so many: below, the first of them would open a second graph for a few milliseconds."""
 
@@ -37,23 +38,24 @@ def plan_shared_prefixes(rows: Rows, batch_tokens: int) -> tuple[list[PrefixBatc
     """
     lengths = [len(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda row: np.asarray(rows[row], ">i8").tobytes())
-    batches: list[PrefixBatch] = []
-    open_groups = [_groups(order, [_common(rows[a], rows[b]) for a, b in zip(order, order[1:], strict=False)])]
+    root = _groups(order, [_common(rows[a], rows[b]) for a, b in pairwise(order)])
     best: dict[int, int] = {}
     plans: dict[int, list[PrefixBatch]] = {}
-    for group in _children_first(open_groups[0]):
+    for group in _children_first(root):
         of_children = sum(best[id(child)] for child in group.children)
         plan = _filled(group, order, lengths, batch_tokens)
         saved = _saved(plan, lengths)
         if saved >= of_children and saved > 0:
             plans[id(group)] = plan
         best[id(group)] = max(saved, of_children)
-    while open_groups:
-        group = open_groups.pop()
+    batches: list[PrefixBatch] = []
+    undecided = [root]
+    while undecided:
+        group = undecided.pop()
         if id(group) in plans:
             batches += plans[id(group)]
         else:
-            open_groups += group.children
+            undecided += group.children
     batches.sort(key=lambda batch: -batch.tokens(lengths))
     shared = {row for batch in batches for row in batch.rows}
     return batches, [row for row in range(len(rows)) if row not in shared]

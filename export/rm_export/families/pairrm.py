@@ -20,8 +20,8 @@ from rm_export.graph import positions
 from rm_export.graph.deberta import Deberta
 from rm_export.graph.deberta_config import DebertaConfig
 from rm_export.graph.module import Module, Op, Value
-from rm_export.graph.rows import Rows
 from rm_export.graph.pair_head import PairHead
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.spm import SPM_FILE, deberta_tokenizer
 from rm_export.tokenizer import read_tokenizer

@@ -1,7 +1,7 @@
 """How tokens lie in a decoder's matrices, and who attends to whom.
 
-Layers see tokens as rows of [batch, sequence, size] and never ask what a row is. `Context` lays every row out in full.
-`SharedContext` lays a common prefix and all its continuations out as one row [1, prefix + batch * sequence, size]: every
+Layers see tokens as rows of [batch, sequence, size] and never ask what a row is. `Context` lays out every row in full.
+`SharedContext` lays out a common prefix and all its continuations as one row [1, prefix + batch * sequence, size]: each
 matrix product runs once over all of them, and attention once over the prefix and once over the continuations.
 """
 
@@ -70,8 +70,8 @@ class Context:
 class SharedContext:
     """A prefix and its continuations in one row: prefix tokens, then the continuations one after the other.
 
-    Continuations attend to the prefix's keys and values followed by their own, under a boolean mask: on ONNX Runtime
-    and OpenVINO as fast as Attention's past_key (benchmarks/shared_prefix.py), and soft-capped attention takes the same.
+    Continuations attend to the prefix's keys and values followed by their own, under a boolean mask: as fast as
+    Attention's past_key (docs/performance.md), and the same for soft-capped attention and windows.
     """
 
     def __init__(self, op: Op, rows: Continuations, rotary: Rotary) -> None:
@@ -94,10 +94,13 @@ class SharedContext:
     def attended(
         self, op: Op, attend: Attend, query: Value, key: Value, value: Value, window: int | None, masked: bool
     ) -> Value:
-        prefix, rows = zip(*(self._parts(op, x) for x in (query, key, value)), strict=True)
-        in_prefix = attend(op, *prefix, self._prefix_masks.visible(op, window, masked))
-        keys, values = (self._after_prefix(op, *parts) for parts in zip(prefix[1:], rows[1:], strict=True))
-        in_rows = attend(op, rows[0], keys, values, self._row_masks.visible(op, window, masked=True))
+        (query_before, query_after), (key_before, key_after), (value_before, value_after) = (
+            self._parts(op, x) for x in (query, key, value)
+        )
+        visible = self._prefix_masks.visible(op, window, masked)
+        in_prefix = attend(op, query_before, key_before, value_before, visible)
+        keys, values = self._joined(op, key_before, key_after), self._joined(op, value_before, value_after)
+        in_rows = attend(op, query_after, keys, values, self._row_masks.visible(op, window, masked=True))
         return op.Concat(in_prefix, op.Reshape(in_rows, [1, -1, _size(query)]), axis=1)
 
     def states_at(self, op: Op, x: Value, at: Value) -> Value:
@@ -110,7 +113,7 @@ class SharedContext:
         prefix, rows = op.Split(x, self._sizes, axis=1, _outputs=2)
         return prefix, op.Reshape(rows, op.Concat(self._shape, [_size(x)], axis=0))
 
-    def _after_prefix(self, op: Op, prefix: Value, rows: Value) -> Value:
+    def _joined(self, op: Op, prefix: Value, rows: Value) -> Value:
         """[1, prefix, size], [batch, sequence, size] -> [batch, prefix + sequence, size]."""
         return op.Concat(op.Expand(prefix, op.Concat(self._batch, [1, 1], axis=0)), rows, axis=1)
 
