@@ -32,7 +32,7 @@ from rm_runtime.engines import open_engine
 from rm_runtime.engines.choice import cpu_flags
 
 LAYERS = 2
-ROUNDS = 3
+ROUNDS = 2
 CASES = {
     "best of 8, 800 + 200": (8, 800, 200),
     "two orders, 800 + 400": (2, 800, 400),
