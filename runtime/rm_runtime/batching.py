@@ -66,7 +66,7 @@ def run_rows(
     A SharedPrefixEngine computes what rows have in common once, where that saves work.
     """
     shares = isinstance(engine, SharedPrefixEngine)
-    shared, full = plan_shared_prefixes(rows, batch_tokens) if shares else ([], list(range(len(rows))))
+    shared, full = plan_shared_prefixes(rows, batch_tokens, MAX_PADDING) if shares else ([], list(range(len(rows))))
     batches = [(batch.prefix, list(batch.rows)) for batch in shared]
     batches += [(0, [full[i] for i in batch]) for batch in plan_batches([len(rows[row]) for row in full], batch_tokens)]
     results: Arrays = {}

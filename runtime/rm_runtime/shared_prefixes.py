@@ -30,12 +30,13 @@ class PrefixBatch:
         return self.prefix + len(self.rows) * max(1, max(lengths[row] for row in self.rows) - self.prefix)
 
 
-def plan_shared_prefixes(rows: Rows, batch_tokens: int) -> tuple[list[PrefixBatch], list[int]]:
+def plan_shared_prefixes(rows: Rows, batch_tokens: int, max_padding: float) -> tuple[list[PrefixBatch], list[int]]:
     """(batches that share a prefix, longest first; row numbers that are better computed in full, ascending).
 
     Every row is in one of them. Groups are chosen to spare the most tokens: rows with a long prefix in common, or more
-    rows with a shorter one, whichever is more. A batch holds at most `batch_tokens` ids, padding included, unless
-    one row alone is longer.
+    rows with a shorter one, whichever is more. A batch holds at most `batch_tokens` ids, padding included.
+    It ends where the next row would bring its padding above both the prefix's length and `max_padding` of the ids behind
+    the prefix.
     """
     lengths = [len(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda row: np.asarray(rows[row], ">i8").tobytes())
@@ -44,7 +45,7 @@ def plan_shared_prefixes(rows: Rows, batch_tokens: int) -> tuple[list[PrefixBatc
     plans: dict[int, list[PrefixBatch]] = {}
     for group in _children_first(root):
         of_children = sum(best[id(child)] for child in group.children)
-        plan = _filled(group, order, lengths, batch_tokens)
+        plan = _filled(group, order, lengths, batch_tokens, max_padding)
         saved = _saved(plan, lengths)
         if saved >= of_children and saved > 0:
             plans[id(group)] = plan
@@ -101,19 +102,25 @@ def _children_first(root: _Group) -> list[_Group]:
     return parents_first[::-1]
 
 
-def _filled(group: _Group, order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[PrefixBatch]:
+def _filled(
+    group: _Group, order: Sequence[int], lengths: Sequence[int], batch_tokens: int, max_padding: float
+) -> list[PrefixBatch]:
     """The group's batches, longest rows first, without those that spare too little."""
     if not group.prefix:
         return []
     parts: list[list[int]] = []
-    room = 0
+    width = held = 0
     for row in sorted(order[group.left : group.right], key=lambda row: -lengths[row]):
-        if room > 0:
+        own = lengths[row] - group.prefix
+        area = (len(parts[-1]) + 1) * width if parts else 0
+        # a further batch computes the prefix once more, so that much padding is cheaper
+        padding_pays = area - held - own <= max(group.prefix, max_padding * area)
+        if parts and group.prefix + area <= batch_tokens and padding_pays:
             parts[-1].append(row)
+            held += own
         else:
             parts.append([row])
-            room = (batch_tokens - group.prefix) // max(1, lengths[row] - group.prefix)
-        room -= 1
+            width, held = max(1, own), own
     batches = [PrefixBatch(group.prefix, tuple(part)) for part in parts]
     return [batch for batch in batches if _pays(batch, lengths)]
 
