@@ -87,13 +87,7 @@ def write_graph(model: ir.Model, folder: Path, name: str, progress: Progress) ->
 
     Raises CheckpointError for a weight that is not finite.
     """
-    initializers = [value for value in model.graph.initializers.values() if value.const_value is not None]
-    weights = [value for value in initializers if value.const_value and value.const_value.nbytes >= INLINE_BYTES]
-    for value in initializers:
-        tensor = value.const_value
-        if isinstance(tensor, StreamedTensor) and tensor.nbytes < INLINE_BYTES:
-            (whole,) = _finite_pieces(tensor)
-            value.const_value = ir.Tensor(whole, dtype=tensor.dtype, name=value.name)
+    weights = _inline_small(model)
     progress.begin("writing weights", sum(value.const_value.nbytes for value in weights if value.const_value))
     location = f"{name}.data"
     data = HashedFile(folder / location, progress.advance)
@@ -113,10 +107,43 @@ def write_graph(model: ir.Model, folder: Path, name: str, progress: Progress) ->
             base_dir=folder,
         )
     records = {location: data.close()}
-    graph = HashedFile(folder / name)
-    graph.write(ir.serde.serialize_model(model).SerializeToString())
-    records[name] = graph.close()
+    records[name] = write_file(folder, name, _serialised(model))
     return records
+
+
+def write_second_graph(model: ir.Model, folder: Path, name: str, first: str) -> dict[str, FileRecord]:
+    """Write `name`, a graph whose weights are those of the graph `first` in the same folder; nothing is written twice.
+
+    A weight is found by its name. Raises ExportError if `first` has none of that name, type and shape.
+    """
+    stored = ir.load(folder / first).graph.initializers
+    for value in _inline_small(model):
+        wanted, known = value.const_value, stored.get(str(value.name))
+        tensor = None if known is None else known.const_value
+        if (
+            wanted is None
+            or not isinstance(tensor, ir.ExternalTensor)
+            or (tensor.dtype, tensor.shape.numpy()) != (wanted.dtype, wanted.shape.numpy())
+        ):
+            raise ExportError(f"{name} reads the weight {value.name!r}, which {first} does not hold in that form")
+        value.const_value = tensor
+    return {name: write_file(folder, name, _serialised(model))}
+
+
+def _inline_small(model: ir.Model) -> list[ir.Value]:
+    """Initializers that belong into the data file; smaller streamed ones are read into the graph."""
+    initializers = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    for value in initializers:
+        tensor = value.const_value
+        if isinstance(tensor, StreamedTensor) and tensor.nbytes < INLINE_BYTES:
+            (whole,) = _finite_pieces(tensor)
+            value.const_value = ir.Tensor(whole, dtype=tensor.dtype, name=value.name)
+    return [value for value in initializers if value.const_value and value.const_value.nbytes >= INLINE_BYTES]
+
+
+def _serialised(model: ir.Model) -> bytes:
+    content: bytes = ir.serde.serialize_model(model).SerializeToString()
+    return content
 
 
 def _stream(tensor: ir.TensorProtocol, file: HashedFile) -> None:

@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from rm_export import families
 from rm_export.build import OPSET, build_model
-from rm_export.bundle import Progress, Silent, check_replaceable, staged_folder, write_file, write_graph
+from rm_export.bundle import (
+    Progress,
+    Silent,
+    check_replaceable,
+    staged_folder,
+    write_file,
+    write_graph,
+    write_second_graph,
+)
 from rm_export.checkpoint import Checkpoint
 from rm_export.families import Plan
 from rm_export.judges import Judges
@@ -26,6 +34,8 @@ from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 
 GRAPH_NAME = "model.onnx"
+PREFIX_GRAPH_NAME = "model.prefix.onnx"
+"""The same scores for rows that begin alike: their common prefix is computed once."""
 
 
 def export_checkpoint(
@@ -53,8 +63,8 @@ def export_checkpoint(
     plan = chosen.plan(checkpoint, options or Options())
     progress = progress or Silent()
 
-    def build() -> ir.Model:
-        return build_model(chosen.plan(checkpoint, options or Options()), checkpoint.id)
+    def build(shared_prefix: bool = False) -> ir.Model:
+        return build_model(chosen.plan(checkpoint, options or Options()), checkpoint.id, shared_prefix)
 
     choices, quantised = quantisation or Quantisation(), None
     work = output.absolute().with_name(f".{output.absolute().name}.calibration")
@@ -69,6 +79,10 @@ def export_checkpoint(
             files, recipe = written.files, written.quantised.recipe
             if recipe is not None:
                 files[RECIPE_NAME] = write_file(folder, RECIPE_NAME, recipe.to_yaml().encode())
+        if plan.causal and dialect.shared_prefix:
+            final, second = written.quantised if written else None, build(shared_prefix=True)
+            lowered = final.graph(second, dialect) if final else lower(second, precision, dialect)
+            files |= write_second_graph(lowered, folder, PREFIX_GRAPH_NAME, GRAPH_NAME)
         files[TOKENIZER_NAME] = write_file(folder, TOKENIZER_NAME, plan.tokenizer_json.encode())
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
         if written is not None and written.quantised.judges is not None:
@@ -113,7 +127,7 @@ def _manifest(
         family=family,
         source=Source(checkpoint.id, checkpoint.revision, checkpoint.config_sha256),
         files=files,
-        graphs={"plain": GRAPH_NAME},
+        graphs={"plain": GRAPH_NAME} | ({"prefix": PREFIX_GRAPH_NAME} if PREFIX_GRAPH_NAME in files else {}),
         inputs=(TensorRecord("input_ids", "int64", rows), TensorRecord("attention_mask", "int64", rows)),
         outputs=tuple(TensorRecord(name, "float32", tuple(shape)) for name, shape in plan.outputs.items()),
         pooling=plan.pooling,

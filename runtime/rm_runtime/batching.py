@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_runtime.engines.protocol import Arrays, Engine
+from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.shared_prefixes import plan_shared_prefixes
 
 DEFAULT_BATCH_TOKENS = 4096
 """Ids, padding included, that one batch may hold: enough for full matrix products, small enough for any memory."""
@@ -59,11 +61,21 @@ def run_rows(
     pad_token_id: int,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> Arrays:
-    """Score rows of ids: outputs by name, row i of each belonging to rows[i]; rows that cannot be scored are NaN."""
+    """Score rows of ids: outputs by name, row i of each belonging to rows[i]; rows that cannot be scored are NaN.
+
+    A SharedPrefixEngine computes what rows have in common once, where that saves work.
+    """
+    shares = isinstance(engine, SharedPrefixEngine)
+    shared, full = plan_shared_prefixes(rows, batch_tokens, MAX_PADDING) if shares else ([], list(range(len(rows))))
+    batches = [(batch.prefix, list(batch.rows)) for batch in shared]
+    batches += [(0, [full[i] for i in batch]) for batch in plan_batches([len(rows[row]) for row in full], batch_tokens)]
     results: Arrays = {}
-    for batch in plan_batches([len(row) for row in rows], batch_tokens):
-        ids, mask = pad_rows([rows[row] for row in batch], pad_token_id)
-        for name, array in engine.run({"input_ids": ids, "attention_mask": mask}).items():
+    for prefix, batch in batches:
+        ids, mask = pad_rows([rows[row][prefix:] for row in batch], pad_token_id)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if prefix:
+            inputs["prefix_ids"] = np.asarray(rows[batch[0]][None, :prefix], np.int64)
+        for name, array in engine.run(inputs).items():
             if name not in results:
                 results[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
             results[name][batch] = array

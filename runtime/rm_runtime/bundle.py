@@ -30,7 +30,7 @@ class Bundle:
     manifest: Manifest
 
     def graph_path(self, role: str = "plain") -> Path:
-        """The ONNX file of that role ("plain")."""
+        """The ONNX file of that role: "plain", or "prefix" where the bundle has one."""
         name = self.manifest.graphs.get(role)
         if name is None:
             raise BundleError(f"{self.path} has no {role!r} graph (it has {', '.join(self.manifest.graphs)})")

@@ -18,6 +18,7 @@ def load(
     device: str | None = None,
     *,
     verify: bool = False,
+    share_prefixes: bool = True,
     **options: Any,
 ) -> Any:
     """Load a bundle into a model object of its family's kind.
@@ -25,12 +26,15 @@ def load(
     path: the folder rm-export wrote. engine: "auto", "onnxruntime", "openvino", "openvino-bf16" (asks for
     bfloat16 arithmetic, which decides otherwise than the bundle). threads: for the engine, None = all cores that
     affinity and CPU quota grant. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify:
-    also check every file's hash. options: RequestOptions fields (truncation, special_text, batch_tokens).
+    also check every file's hash. share_prefixes: compute what the rows of a request have in common once, in a second
+    graph, which is opened when it first pays and takes memory of its own (docs/performance.md). options: RequestOptions
+    fields (truncation, special_text, batch_tokens).
     One short chat is scored at once, which warms the engine up and finds weights that are not finite.
     Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
     """
     chosen = RequestOptions(**options)
     bundle = open_bundle(path, verify)
-    model = model_class(bundle.manifest.family)(bundle, open_engine(bundle, engine, threads, device), chosen)
+    opened = open_engine(bundle, engine, threads, device, share_prefixes)
+    model = model_class(bundle.manifest.family)(bundle, opened, chosen)
     model.probe()
     return model

@@ -46,7 +46,8 @@ class Manifest:
 
     family: which scoring function ("armorm", "grm", "pairrm", "pair-pm", "dpa-rm", "scalar").
     files: every other file of the bundle by its path relative to the bundle, "/"-separated.
-    graphs: role -> file; role "plain" is the graph of the contract (input_ids, attention_mask).
+    graphs: role -> file; role "plain" is the graph of the contract (input_ids, attention_mask);
+        "prefix" is the same with prefix_ids before every row.
     inputs, outputs: the contract of the plain graph.
     pooling: which rule of semantics 0.1 finds the last token: FIRST-PAD, LAST-NONPAD, MASK-SUM, or PREFIX-TOKENS.
     pad_token_id: what rows are padded with, on the right.

@@ -16,6 +16,7 @@ from rm_export.build import build_model
 from rm_export.checkpoint import read_tensors
 from rm_export.errors import CheckpointError
 from rm_export.families.plan import Plan
+from rm_export.graph import rows as graph_rows
 from rm_export.graph.deberta import Deberta
 from rm_export.graph.deberta_config import DebertaConfig, log_buckets
 from rm_export.graph.module import Op, Value
@@ -52,17 +53,17 @@ CONFIG: dict[str, Any] = {
 class AllStates(Deberta):
     """The encoder alone, as a graph with one output."""
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:  # type: ignore[override]
-        return {"hidden": super().forward(op, input_ids, attention_mask)}
+    def forward(self, op: Op, rows: graph_rows.Rows) -> dict[str, Value]:  # type: ignore[override]
+        return {"hidden": super().forward(op, rows.input_ids, rows.attention_mask)}
 
 
 class ThreeStates(Deberta):
     """The encoder at positions 4, 0 and 2 of every row."""
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:  # type: ignore[override]
-        batch = op.Concat(op.Slice(op.Shape(input_ids), [0], [1]), [3], axis=0)
+    def forward(self, op: Op, rows: graph_rows.Rows) -> dict[str, Value]:  # type: ignore[override]
+        batch = op.Concat(op.Slice(op.Shape(rows.input_ids), [0], [1]), [3], axis=0)
         at = op.Expand(op.Unsqueeze(op.Add([4, 0, 2], 0), [0]), batch)
-        return {"hidden": super().forward(op, input_ids, attention_mask, at)}
+        return {"hidden": super().forward(op, rows.input_ids, rows.attention_mask, at)}
 
 
 def reference(**overrides: Any) -> Any:

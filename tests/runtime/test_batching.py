@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from fake_models import FakeEngine
 from rm_runtime.batching import FREE_PADDING, MAX_PADDING, pad_rows, plan_batches, run_rows
+from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
@@ -111,3 +115,64 @@ def test_an_error_of_the_engine_is_not_swallowed() -> None:
 
     with pytest.raises(RuntimeError):
         run_rows(FakeEngine(fail), [np.ones(3, np.int64)], 0)
+
+
+class Continuing(FakeEngine):
+    """A fake of the graph that shares a prefix: it sees every row in full again."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        prefix, ids, mask = inputs["prefix_ids"], inputs["input_ids"], inputs["attention_mask"]
+        assert prefix.shape == (1, prefix.size)
+        assert prefix.size > 0
+        before = np.repeat(prefix, len(ids), axis=0)
+        return super().run(
+            {
+                "input_ids": np.concatenate([before, ids], axis=1),
+                "attention_mask": np.concatenate([np.ones_like(before), mask], axis=1),
+            }
+        )
+
+
+def best_of(answers: int) -> list[NDArray[np.int64]]:
+    """Rows behind one prompt of 100 ids, of 1, 2, ... ids of their own, the longest in the middle."""
+    lengths = [*range(1, answers + 1, 2), *range(answers - answers % 2, 0, -2)]
+    return [np.array([7] * 100 + [1 + length] * length, np.int64) for length in lengths]
+
+
+def test_results_come_in_the_order_of_the_rows_when_some_share_a_prefix() -> None:
+    rows = [np.full(40, 5, np.int64), *best_of(5), np.full(3, 6, np.int64), np.empty(0, np.int64)]
+    plain, second = FakeEngine(number_of), Continuing(number_of)
+    outputs = run_rows(SharedPrefixEngine(plain, lambda: second), rows, 0)
+    assert outputs["score"].tolist() == [number_of(row)["score"] for row in rows]
+    assert outputs["logits"].tolist() == [number_of(row)["logits"] for row in rows]
+    assert second.batches == [5]
+    assert sum(plain.batches) == 3
+
+
+def test_the_second_graph_is_opened_once_and_not_before_it_is_needed() -> None:
+    opened = []
+
+    def open_second() -> Continuing:
+        opened.append(Continuing(number_of))
+        return opened[-1]
+
+    engine = SharedPrefixEngine(FakeEngine(number_of), open_second)
+    run_rows(engine, [np.full(40, row, np.int64) for row in range(4)], 0)
+    assert opened == []
+    for _ in range(2):
+        run_rows(engine, best_of(4), 0)
+    assert [second.batches for second in opened] == [[4, 4]]
+
+
+def test_an_engine_with_one_graph_computes_every_row_in_full() -> None:
+    engine = FakeEngine(number_of)
+    run_rows(engine, best_of(4), 0)
+    assert engine.batches == [4]
+
+
+def test_an_error_of_the_second_graph_is_not_swallowed() -> None:
+    def fail() -> FakeEngine:
+        raise EngineError("onnxruntime ran out of memory while loading model.prefix.onnx")
+
+    with pytest.raises(EngineError, match=r"model\.prefix\.onnx"):
+        run_rows(SharedPrefixEngine(FakeEngine(number_of), fail), best_of(4), 0)

@@ -12,6 +12,7 @@ from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.heads import GatingNetwork
 from rm_export.graph.module import Float32Linear, Float32Module, Module, Op, Value, Weight
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.tensors import transpose
 from rm_export.tokenizer import assistant_header, chat_prompt, read_tokenizer
@@ -80,12 +81,12 @@ class ArmoRM(Module):
         )
         self.transform = CoefficientTransform(objectives)
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Outputs `score` [batch] and `rewards`, `gating`, `coefficients` [batch, objectives]."""
-        lengths, valid = positions.row_lengths(op, attention_mask)
-        last = positions.first_pad(op, input_ids, lengths, self.pad_token_id)
-        gate, found = positions.last_match(op, input_ids, lengths, self.pattern)
-        hidden = self.model(op, input_ids, op.Concat(op.Unsqueeze(last, [1]), op.Unsqueeze(gate, [1]), axis=1))
+        lengths, valid = positions.row_lengths(op, rows.attention_mask)
+        last = positions.first_pad(op, rows.input_ids, lengths, self.pad_token_id)
+        gate, found = positions.last_match(op, rows.input_ids, lengths, self.pattern)
+        hidden = self.model(op, rows, op.Concat(op.Unsqueeze(last, [1]), op.Unsqueeze(gate, [1]), axis=1))
         answer, prompt = op.Split(hidden, axis=1, num_outputs=2, _outputs=2)
         rewards = self.regression_layer(op, op.Squeeze(answer, [1]))
         gating = self.gating(op, op.Squeeze(prompt, [1]))

@@ -10,6 +10,7 @@ from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.module import Float32Linear, Module, Op, Value
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.tokenizer import chat_prompt, read_tokenizer
 
@@ -39,11 +40,11 @@ class DPARewardModel(Module):
         self.model = Decoder(config, max_length)
         self.score = Float32Linear(config.hidden_size, objectives, bias)
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Outputs `score` [batch] (objective 0, helpfulness) and `rewards` [batch, objectives]."""
-        lengths, valid = positions.row_lengths(op, attention_mask)
+        lengths, valid = positions.row_lengths(op, rows.attention_mask)
         last = op.Unsqueeze(positions.mask_sum(op, lengths), [1])
-        rewards = self.score(op, op.Squeeze(self.model(op, input_ids, last), [1]))
+        rewards = self.score(op, op.Squeeze(self.model(op, rows, last), [1]))
         return {
             "score": positions.nan_unless(op, valid, op.Gather(rewards, 0, axis=1), 1),
             "rewards": positions.nan_unless(op, valid, rewards, 2),

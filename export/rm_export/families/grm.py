@@ -12,6 +12,7 @@ from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.heads import ValueHead
 from rm_export.graph.module import Module, Op, Value
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.tokenizer import chat_prompt, read_tokenizer
 
@@ -29,11 +30,11 @@ class GRM(Module):
         self.model = Decoder(config, max_length)
         self.v_head = head
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Output `score` [batch]."""
-        lengths, valid = positions.row_lengths(op, attention_mask)
+        lengths, valid = positions.row_lengths(op, rows.attention_mask)
         last = op.Unsqueeze(positions.mask_sum(op, lengths), [1])
-        hidden = op.Squeeze(self.model(op, input_ids, last), [1])
+        hidden = op.Squeeze(self.model(op, rows, last), [1])
         return {"score": positions.nan_unless(op, valid, self.v_head(op, hidden), 1)}
 
 

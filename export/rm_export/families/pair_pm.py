@@ -12,6 +12,7 @@ from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.module import Float32Module, Module, Op, Value, Weight
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.tensors import StreamedTensor, pick_rows, transpose
 from rm_export.tokenizer import assistant_header, chat_prompt, read_tokenizer, token_id
@@ -57,11 +58,11 @@ class PairPM(Module):
         self.model = Decoder(config, max_length)
         self.lm_head = ChoiceHead(config.hidden_size, rows, source, softcap)
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Outputs `score` [batch], the log-odds A over B, and `logits` [batch, 2]."""
-        lengths, valid = positions.row_lengths(op, attention_mask)
+        lengths, valid = positions.row_lengths(op, rows.attention_mask)
         last = op.Unsqueeze(positions.mask_sum(op, lengths), [1])
-        logits = self.lm_head(op, op.Squeeze(self.model(op, input_ids, last), [1]))
+        logits = self.lm_head(op, op.Squeeze(self.model(op, rows, last), [1]))
         a, b = op.Split(logits, axis=1, num_outputs=2, _outputs=2)
         return {
             "score": positions.nan_unless(op, valid, op.Squeeze(op.Sub(a, b), [1]), 1),

@@ -21,6 +21,7 @@ from rm_export.graph.deberta import Deberta
 from rm_export.graph.deberta_config import DebertaConfig
 from rm_export.graph.module import Module, Op, Value
 from rm_export.graph.pair_head import PairHead
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.spm import SPM_FILE, deberta_tokenizer
 from rm_export.tokenizer import read_tokenizer
@@ -49,15 +50,15 @@ class PairRM(Module):
         self.pretrained_model = Deberta(config, _BACKBONE)
         self.head_layer = PairHead(config.hidden_size, n_tasks)
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Outputs `score` and `logit` [batch], the same number: positive if candidate 1 is better."""
-        lengths, scorable = positions.row_lengths(op, attention_mask)
+        lengths, scorable = positions.row_lengths(op, rows.attention_mask)
         at = []
         for token in self.prefix_ids:
-            position, found = positions.first_token(op, input_ids, lengths, token)
+            position, found = positions.first_token(op, rows.input_ids, lengths, token)
             at.append(op.Unsqueeze(position, [1]))
             scorable = op.And(scorable, found)
-        states = self.pretrained_model(op, input_ids, attention_mask, op.Concat(*at, axis=1))
+        states = self.pretrained_model(op, rows.input_ids, rows.attention_mask, op.Concat(*at, axis=1))
         logit = positions.nan_unless(op, scorable, self.head_layer(op, states), 1)
         return {"score": op.Identity(logit), "logit": logit}
 
@@ -106,6 +107,7 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         prompt=_limited(layout.prompt, options),
         architecture=config.summary(),
         parameters={"prefix_ids": [source, candidate1, candidate2], "n_tasks": n_tasks},
+        causal=False,
     )
 
 

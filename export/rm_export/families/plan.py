@@ -18,10 +18,11 @@ from rm_runtime.prompt_spec import PromptSpec
 class Plan:
     """One checkpoint, ready to be written.
 
-    module: root of the graph; forward(op, input_ids, attention_mask) -> outputs by name, batch first, float32.
+    module: root of the graph; forward(op, rows) -> outputs by name, batch first, float32.
     outputs: name -> shape, in order. tensors: what the module's weights are read from. unused: names of checkpoint
     tensors that the score does not need. tokenizer_json: text of the bundle's tokenizer.json. pooling, pad_token_id,
-    prompt, parameters, architecture: as in the manifest.
+    prompt, parameters, architecture: as in the manifest. causal: no token sees those after it, so that rows can share
+    what they have in common at their beginning.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Plan:
     prompt: PromptSpec
     architecture: Mapping[str, Any]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    causal: bool = True
 
 
 class Family(Protocol):

@@ -9,6 +9,7 @@ from rm_export.graph import positions
 from rm_export.graph.decoder import Decoder
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.module import Float32Linear, Module, Op, Value
+from rm_export.graph.rows import Rows
 from rm_export.options import Options
 from rm_export.tokenizer import chat_prompt, read_tokenizer
 
@@ -35,14 +36,14 @@ class SequenceClassifier(Module):
         self.model = Decoder(config, max_length)
         self.score = Float32Linear(config.hidden_size, num_labels, bias)
 
-    def forward(self, op: Op, input_ids: Value, attention_mask: Value) -> dict[str, Value]:
+    def forward(self, op: Op, rows: Rows) -> dict[str, Value]:
         """Output `score` [batch]; with several labels also `logits` [batch, num_labels]."""
-        lengths, valid = positions.row_lengths(op, attention_mask)
+        lengths, valid = positions.row_lengths(op, rows.attention_mask)
         if self.pad_token_id is None:
             last = positions.mask_sum(op, lengths)
         else:
-            last = positions.last_nonpad(op, input_ids, lengths, self.pad_token_id)
-        hidden = op.Squeeze(self.model(op, input_ids, op.Unsqueeze(last, [1])), [1])
+            last = positions.last_nonpad(op, rows.input_ids, lengths, self.pad_token_id)
+        hidden = op.Squeeze(self.model(op, rows, op.Unsqueeze(last, [1])), [1])
         logits = self.score(op, hidden)
         score = op.Gather(logits, self.score_label, axis=1)
         outputs = {"score": positions.nan_unless(op, valid, score, 1)}

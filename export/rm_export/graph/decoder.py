@@ -1,8 +1,9 @@
 """One decoder for llama, mistral, qwen2, qwen3, gemma and gemma2.
 
 Rows are right-padded and attention is causal, so no position ever sees padding and no padding mask is needed: the
-score of a row does not depend on what it is batched with (docs/architecture.md, "Padding"). The decoder returns the
-hidden states of the requested positions only; the final norm sees just those.
+score of a row does not depend on what it is batched with (docs/architecture.md, "Padding"). How the rows' tokens lie in
+the matrices, each row in full or behind a prefix that they share, is graph/context.py's. The decoder returns the hidden
+states of the requested positions only; the final norm sees just those.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
+from rm_export.graph.context import Layout, layout_of
 from rm_export.graph.decoder_config import DecoderConfig
 from rm_export.graph.module import Float32Module, Linear, Module, Op, Value, Weight
-from rm_export.graph.positions import gather_positions
+from rm_export.graph.rows import Rows
 from rm_export.tensors import Mapped, StreamedTensor, to_float32
 
 
@@ -58,7 +60,7 @@ class RotaryTables(Float32Module):
         self.frequencies = config.rope.inverse_frequencies(config.head_dim)
 
     def forward(self, op: Op, positions: Value) -> tuple[Value, Value]:
-        """positions [sequence] int64 -> cos, sin, each [sequence, head_dim / 2]."""
+        """positions [tokens] int64 -> cos, sin, each [tokens, head_dim / 2]."""
         frequencies = op.initializer(ir.tensor(self.frequencies[None, :]), name="inverse_frequencies")
         angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=ir.DataType.FLOAT), [1]), frequencies)
         return op.Cos(angles), op.Sin(angles)
@@ -81,35 +83,35 @@ class Attention(Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.capped = CappedAttention(config, config.softcap) if config.softcap else None
 
-    def forward(self, op: Op, x: Value, context: Context) -> Value:
+    def forward(self, op: Op, x: Value, layout: Layout) -> Value:
         """x [batch, sequence, hidden] -> the same shape."""
-        return self.o_proj(op, self._attended(op, x, context))
-
-    def _attended(self, op: Op, x: Value, context: Context) -> Value:
         config = self.config
-        query = self._rotated(op, self.q_proj(op, x), self.q_norm, config.num_heads, context)
-        key = self._rotated(op, self.k_proj(op, x), self.k_norm, config.num_kv_heads, context)
+        query = self._rotated(op, self.q_proj(op, x), self.q_norm, config.num_heads, layout)
+        key = self._rotated(op, self.k_proj(op, x), self.k_norm, config.num_kv_heads, layout)
         value = self.v_proj(op, x)
+        masked = self.capped is not None
+        return self.o_proj(op, layout.attended(op, self._attend, query, key, value, self.window, masked))
+
+    def _attend(self, op: Op, query: Value, key: Value, value: Value, visible: Value | None) -> Value:
         if self.capped is not None:
-            return self.capped(op, query, key, value, context.visible(op, self.window))
-        mask = None if self.window is None else context.visible(op, self.window)
+            return self.capped(op, query, key, value, visible)
         return op.Attention(
             query,
             key,
             value,
-            mask,
-            is_causal=int(mask is None),
-            q_num_heads=config.num_heads,
-            kv_num_heads=config.num_kv_heads,
-            scale=config.scale,
+            visible,
+            is_causal=int(visible is None),
+            q_num_heads=self.config.num_heads,
+            kv_num_heads=self.config.num_kv_heads,
+            scale=self.config.scale,
             softmax_precision=ir.DataType.FLOAT.value,
         )
 
-    def _rotated(self, op: Op, x: Value, norm: RMSNorm | None, heads: int, context: Context) -> Value:
+    def _rotated(self, op: Op, x: Value, norm: RMSNorm | None, heads: int, layout: Layout) -> Value:
         if norm is not None:
             per_head = op.Reshape(x, [0, 0, heads, self.config.head_dim])
             x = op.Reshape(norm(op, per_head), [0, 0, heads * self.config.head_dim])
-        return op.RotaryEmbedding(x, context.cos, context.sin, context.positions, num_heads=heads)
+        return layout.rotated(op, x, heads)
 
 
 class CappedAttention(Module):
@@ -128,7 +130,7 @@ class CappedAttention(Module):
         self.probabilities = CappedSoftmax(softcap)
 
     def forward(self, op: Op, query: Value, key: Value, value: Value, visible: Value) -> Value:
-        """query [batch, sequence, heads * head_dim], key, value [..., kv_heads * head_dim] -> as query."""
+        """query [batch, queries, heads * head_dim], key, value [batch, keys, kv_heads * head_dim] -> as query."""
         query = self._heads(op, op.Mul(query, self.scale), self.groups, perm=[0, 2, 3, 1, 4])
         key = self._heads(op, key, 1, perm=[0, 2, 3, 4, 1])
         value = self._heads(op, value, 1, perm=[0, 2, 3, 1, 4])
@@ -148,7 +150,7 @@ class CappedSoftmax(Float32Module):
         self.softcap = softcap
 
     def forward(self, op: Op, scores: Value, visible: Value) -> Value:
-        """scores [batch, kv_heads, groups, sequence, sequence], visible [sequence, sequence] bool -> as scores."""
+        """scores [batch, kv_heads, groups, queries, keys], visible [queries, keys] bool -> as scores."""
         capped = op.Mul(op.Tanh(op.Mul(scores, 1 / self.softcap)), self.softcap)
         return op.Softmax(op.Where(visible, capped, -math.inf), axis=-1)
 
@@ -191,9 +193,9 @@ class DecoderLayer(Module):
             self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
 
-    def forward(self, op: Op, x: Value, context: Context) -> Value:
+    def forward(self, op: Op, x: Value, layout: Layout) -> Value:
         """x [batch, sequence, hidden] -> the same shape."""
-        attended = self.self_attn(op, self.input_layernorm(op, x), context)
+        attended = self.self_attn(op, self.input_layernorm(op, x), layout)
         if not self.post_norms:
             x = op.Add(x, attended)
             return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
@@ -214,30 +216,10 @@ class Decoder(Module):
         self.layers = nn.ModuleList([DecoderLayer(config, window) for window in windows])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
-    def forward(self, op: Op, input_ids: Value, at: Value) -> Value:
-        """input_ids [batch, sequence], at [batch, k] positions -> [batch, k, hidden] after the final norm."""
-        context = Context(op, input_ids, self.rotary)
-        x = self.embed_tokens(op, input_ids)
+    def forward(self, op: Op, rows: Rows, at: Value) -> Value:
+        """rows, at [batch, k] positions in them -> [batch, k, hidden] after the final norm."""
+        layout = layout_of(op, rows, self.rotary)
+        x = self.embed_tokens(op, layout.input_ids)
         for layer in self.layers:
-            x = layer(op, x, context)
-        return self.norm(op, gather_positions(op, x, at))
-
-
-class Context:
-    """What all layers of one graph share: positions, rotary tables, window masks."""
-
-    def __init__(self, op: Op, input_ids: Value, rotary: RotaryTables) -> None:
-        shape = op.Shape(input_ids)
-        length = op.Squeeze(op.Slice(shape, [1], [2]), [0])
-        self._range = op.Range(0, length, 1)
-        self.positions = op.Expand(op.Unsqueeze(self._range, [0]), shape)
-        self.cos, self.sin = rotary(op, self._range)
-        self._visible: dict[int | None, Value] = {}
-
-    def visible(self, op: Op, window: int | None) -> Value:
-        """[sequence, sequence] bool: query i sees key j iff j <= i, and i - j < window if there is one."""
-        if window not in self._visible:
-            distance = op.Sub(op.Unsqueeze(self._range, [1]), op.Unsqueeze(self._range, [0]))
-            causal = op.GreaterOrEqual(distance, 0)
-            self._visible[window] = causal if window is None else op.And(causal, op.Less(distance, window))
-        return self._visible[window]
+            x = layer(op, x, layout)
+        return self.norm(op, layout.states_at(op, x, at))

@@ -15,6 +15,9 @@ from rm_calibration.smoothing import grouped_query_channels
 IN_LAYER = re.compile(r"^(?:model/layers|pretrained_model/encoder/layer)\.(\d+)/")
 """Names of the nodes of a backbone's layers; the group is the layer's number."""
 
+_LAYOUT = frozenset({"Split", "Reshape", "Expand", "Concat"})
+"""What only moves numbers about along other axes than the last: a channel's factor passes through unchanged."""
+
 MIN_SIZE = 16
 """Products with fewer input or output channels stay float: they cost nothing and engines have no kernels for them."""
 
@@ -75,21 +78,54 @@ def find_fold(activation: ir.Value) -> Fold | None:
         weight = node.inputs[1]
         only_products = all(use.node.op_type == "MatMul" for use in activation.uses())
         return Fold("norm", weight) if weight is not None and only_products else None
-    linear: tuple[ir.Value, ir.Value | None] | None = None
-    tied: NDArray[np.intp] | None = None
-    if len(activation.uses()) == 1 and node.op_type == "Attention":
-        linear = _linear(node.inputs[2])
-        if linear is not None and linear[0].const_value is not None:
-            heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
-            tied = grouped_query_channels(heads, kv_heads, linear[0].const_value.shape.numpy()[1] // kv_heads)
-    elif len(activation.uses()) == 1 and node.op_type == "Mul":
-        linear = next((found for value in reversed(node.inputs) if (found := _linear(value))), None)
-    return None if linear is None else Fold("columns", *linear, tied=tied)
+    if len(activation.uses()) != 1:
+        return None
+    attentions = [value.producer() for value in _origins(activation)]
+    if all(node is not None and node.op_type == "Attention" for node in attentions):
+        return _value_fold([node for node in attentions if node is not None])
+    if node.op_type != "Mul":
+        return None
+    linear = next((found for value in reversed(node.inputs) if value is not None and (found := _linear(value))), None)
+    return None if linear is None else Fold("columns", *linear)
 
 
-def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value | None] | None:
+def _value_fold(attentions: list[ir.Node]) -> Fold | None:
+    """The value projection that all of these attend to, a prefix and its continuations alike."""
+    values = {origin for node in attentions if node.inputs[2] is not None for origin in _origins(node.inputs[2])}
+    if len(values) != 1:
+        return None
+    (value,) = values
+    linear = _linear(value)
+    if linear is None or any((node, place) not in {(n, 2) for n in attentions} for node, place in _readers(value)):
+        return None
+    heads, kv_heads = (attentions[0].attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads"))
+    assert linear[0].const_value is not None
+    tied = grouped_query_channels(heads, kv_heads, linear[0].const_value.shape.numpy()[1] // kv_heads)
+    return Fold("columns", *linear, tied=tied)
+
+
+def _origins(value: ir.Value) -> set[ir.Value]:
+    """The values whose numbers it holds, laid out otherwise."""
+    node = value.producer()
+    if node is None or node.op_type not in _LAYOUT:
+        return {value}
+    moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return {origin for source in moved if source is not None for origin in _origins(source)}
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes and input places that compute with its numbers, laid out otherwise or not."""
+    for use in value.uses():
+        if use.node.op_type in _LAYOUT:
+            for output in use.node.outputs:
+                yield from _readers(output)
+        else:
+            yield use.node, use.idx
+
+
+def _linear(value: ir.Value) -> tuple[ir.Value, ir.Value | None] | None:
     """(weight, bias) if the value is nothing but x @ weight (+ bias) and read once."""
-    if value is None or len(value.uses()) != 1:
+    if len(value.uses()) != 1:
         return None
     node, bias = value.producer(), None
     if node is not None and node.op_type == "Add" and node.inputs[1] is not None and node.inputs[1].producer() is None:

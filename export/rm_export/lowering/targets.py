@@ -17,6 +17,7 @@ class Target:
     around_integers: the float type between quantised products (float32: nothing is lowered). matmul_nbits: weight-only
     products are MatMulNBits, else standard DequantizeLinear and MatMul. int8_tables: integer embedding tables can be
     looked up. own_quantisers: every product has a QuantizeLinear of its own, else those that read one activation share.
+    shared_prefix: a second graph computes what rows have in common once; its engine must take any lengths.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Target:
     matmul_nbits: bool
     int8_tables: bool
     own_quantisers: bool
+    shared_prefix: bool
 
 
 _INTEGERS = frozenset({"int8", "w8", "w4"})
@@ -34,9 +36,9 @@ _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", _INTEGERS | {"fp32", "fp16"}, ("onnxruntime", "openvino"), _FLOAT, True, True, True),
-        Target("cuda", _INTEGERS | {"fp32", "fp16", "bf16"}, ("onnxruntime",), _FLOAT16, True, True, False),
-        Target("tensorrt", _INTEGERS | {"fp32", "fp16", "bf16"}, ("tensorrt",), _FLOAT16, False, False, False),
+        Target("cpu", _INTEGERS | {"fp32", "fp16"}, ("onnxruntime", "openvino"), _FLOAT, True, True, True, True),
+        Target("cuda", _INTEGERS | {"fp32", "fp16", "bf16"}, ("onnxruntime",), _FLOAT16, True, True, False, True),
+        Target("tensorrt", _INTEGERS | {"fp32", "fp16", "bf16"}, ("tensorrt",), _FLOAT16, False, False, False, False),
     )
 }
 

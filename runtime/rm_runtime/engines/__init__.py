@@ -11,11 +11,15 @@ from typing import Any
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.choice import cpu_flags, preferred
 from rm_runtime.engines.protocol import Arrays, Engine
+from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.errors import EngineError
 
 __all__ = ["ENGINES", "Arrays", "Engine", "chosen_engine", "open_engine"]
 
-Opener = Callable[[Bundle, int | None, str | None], Engine]
+PREFIX_ROLE = "prefix"
+"""The graph that computes what rows have in common once."""
+
+Opener = Callable[[Bundle, int | None, str | None, str], Engine]
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,30 @@ ENGINES = {
 }
 
 
-def open_engine(bundle: Bundle, engine: str = "auto", threads: int | None = None, device: str | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    engine: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+    share_prefixes: bool = True,
+) -> Engine:
     """Open the bundle's plain graph in an engine.
 
     engine: "auto" takes the installed one that was measured to be fastest for this CPU and precision, of those that
     decide as the bundle does (rm_runtime.engines.choice). threads: how many the engine may use, None = all that this
-    process may run on. device: "cpu", "cuda" or "cuda:1", None = the engine's best for this bundle.
+    process may run on. device: "cpu", "cuda" or "cuda:1", None = the engine's best for this bundle. share_prefixes:
+    a SharedPrefixEngine if the bundle has the graph for it, which is opened when it is first needed.
     Raises EngineError if none is installed, or the chosen one cannot run the bundle.
     """
     if threads is not None and threads < 1:
         raise EngineError(f"threads={threads}: an engine needs at least one")
     if engine == "auto":
         engine = chosen_engine(bundle, device)
-    return _opener(engine)(bundle, threads, device)
+    opener = _opener(engine)
+    plain = opener(bundle, threads, device, "plain")
+    if not share_prefixes or PREFIX_ROLE not in bundle.manifest.graphs:
+        return plain
+    return SharedPrefixEngine(plain, lambda: opener(bundle, threads, device, PREFIX_ROLE))
 
 
 def chosen_engine(bundle: Bundle, device: str | None = None) -> str:

@@ -36,8 +36,8 @@ class OnnxRuntimeEngine:
         return {name: np.asarray(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
 
-def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None) -> Engine:
-    """Open the bundle's plain graph. Raises EngineError if this build of ONNX Runtime cannot run it."""
+def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, role: str) -> Engine:
+    """Open the bundle's graph of that role. Raises EngineError if this build of ONNX Runtime cannot run it."""
     manifest = bundle.manifest
     kind, _, index = (device or ("cuda" if manifest.target == "cuda" else "cpu")).partition(":")
     if kind not in _PROVIDERS:
@@ -62,7 +62,7 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None) -
     if kind == "cuda":
         provider = (provider, {"device_id": int(index or 0)})
     try:
-        session = onnxruntime.InferenceSession(str(bundle.graph_path()), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(bundle.graph_path(role)), options, providers=[provider])
     except Exception as error:  # onnxruntime's own exceptions have no public base
-        raise load_failure("onnxruntime", error, bundle.graph_path()) from None
+        raise load_failure("onnxruntime", error, bundle.graph_path(role)) from None
     return OnnxRuntimeEngine(session)

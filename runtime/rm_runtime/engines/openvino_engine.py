@@ -20,6 +20,7 @@ from rm_runtime.engines.failures import load_failure, run_failure
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
+ID_INPUTS = frozenset({"input_ids", "prefix_ids"})
 _NO_BFLOAT16 = "this CPU has no bfloat16 instructions (avx512_bf16 or AMX), so openvino-bf16 cannot run; take openvino"
 
 
@@ -41,8 +42,9 @@ class OpenVinoEngine:
         self._lock = Lock()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        if self._vocab_size is not None and "input_ids" in inputs:
-            _check_ids(inputs["input_ids"], self._vocab_size)
+        if self._vocab_size is not None:
+            for name in ID_INPUTS & inputs.keys():
+                _check_ids(inputs[name], self._vocab_size)
         with self._lock:
             compiled, self._compiled = self._compiled or self._compile_graph(), None
             outputs = _infer(compiled, inputs)
@@ -50,25 +52,27 @@ class OpenVinoEngine:
         return outputs
 
 
-def open_float32(bundle: Bundle, threads: int | None, device: str | None) -> Engine:
-    """The bundle's plain graph with float32 arithmetic around its int8 products. Raises EngineError if it cannot."""
-    return _open("openvino", openvino.Type.f32, bundle, threads, device)
+def open_float32(bundle: Bundle, threads: int | None, device: str | None, role: str) -> Engine:
+    """The bundle's graph of that role, in float32 around its int8 products. Raises EngineError if it cannot."""
+    return _open("openvino", openvino.Type.f32, bundle, threads, device, role)
 
 
-def open_bfloat16(bundle: Bundle, threads: int | None, device: str | None) -> Engine:
+def open_bfloat16(bundle: Bundle, threads: int | None, device: str | None, role: str) -> Engine:
     """The same with bfloat16 arithmetic. Raises EngineError on a CPU without it."""
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineError(_NO_BFLOAT16)
-    return _open("openvino-bf16", openvino.Type.bf16, bundle, threads, device)
+    return _open("openvino-bf16", openvino.Type.bf16, bundle, threads, device, role)
 
 
-def _open(name: str, precision: openvino.Type, bundle: Bundle, threads: int | None, device: str | None) -> Engine:
+def _open(
+    name: str, precision: openvino.Type, bundle: Bundle, threads: int | None, device: str | None, role: str
+) -> Engine:
     if device not in (None, "cpu"):
         raise EngineError(f"{name} runs on cpu, not on {device!r}; onnxruntime runs on cuda too")
     target = bundle.manifest.target
     if target != "cpu":
         raise EngineError(f"this bundle is written for {target}; export it with --target cpu for {name}")
-    path = bundle.graph_path()
+    path = bundle.graph_path(role)
     properties = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads or usable_cores(),

@@ -18,5 +18,7 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """inputs by name (input_ids, attention_mask: int64 [batch, sequence]) -> outputs by name, batch first.
 
+        A SharedPrefixEngine also takes prefix_ids [1, prefix], the ids that go before every row.
+
         Raises EngineError if the engine fails, in one line.
         """

@@ -1,0 +1,34 @@
+"""A bundle's two graphs behind one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rm_runtime.engines.protocol import Arrays, Engine
+
+
+class SharedPrefixEngine:
+    """Runs the plain graph, and where the inputs have prefix_ids [1, prefix] the graph that shares them.
+
+    The second graph is opened when it is first asked for: it takes memory of its own (docs/performance.md).
+    """
+
+    def __init__(self, plain: Engine, open_second: Callable[[], Engine]) -> None:
+        self.name = plain.name
+        self._plain = plain
+        self._open_second = open_second
+        self._second: Engine | None = None
+        self._lock = Lock()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        return (self._opened() if "prefix_ids" in inputs else self._plain).run(inputs)
+
+    def _opened(self) -> Engine:
+        with self._lock:
+            if self._second is None:
+                self._second = self._open_second()
+            return self._second
