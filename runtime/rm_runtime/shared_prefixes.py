@@ -35,7 +35,7 @@ def plan_shared_prefixes(rows: Rows, batch_tokens: int, max_padding: float) -> t
 
     Every row is in one of them. Groups are chosen to spare the most tokens: rows with a long prefix in common, or more
     rows with a shorter one, whichever is more. A batch holds at most `batch_tokens` ids, padding included; it ends
-    where the next row would bring its padding above both the prefix's length and `max_padding` of the ids behind the prefix.
+    where the next row would bring its padding above both the prefix's length and `max_padding` of the ids behind it.
     """
     lengths = [len(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda row: np.asarray(rows[row], ">i8").tobytes())
