@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from activation_ranges import activation_ranges
 from quality_models import MEASURED_ROWS, Model, models
+from rm_calibration.recipe import Recipe
 from rm_export.calibrate import CalibrationOptions
 from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
@@ -84,8 +85,11 @@ def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> 
             ),
         )
         row = model.asked.agreement(expected, model.asked.answers(bundle, threads))
-        recipe = (bundle / "recipe.yaml").read_text() if options is not None else ""
-        row |= {"float_products": recipe.count("decision: float"), "seconds": time.perf_counter() - began}
+        gemms = Recipe.from_yaml((bundle / "recipe.yaml").read_bytes()).gemms.values() if options is not None else ()
+        row |= {
+            "float_products": sum(gemm.decision == "float" for gemm in gemms),
+            "seconds": time.perf_counter() - began,
+        }
         rows[method] = row
         print(
             f"| {model.name} | {method} | {row['clear_flips_%']:.2f} % | {row['spearman']:.5f} | "

@@ -36,9 +36,36 @@ _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", _INTEGERS | {"fp32", "fp16"}, ("onnxruntime", "openvino"), _FLOAT, True, True, True, True),
-        Target("cuda", _INTEGERS | {"fp32", "fp16", "bf16"}, ("onnxruntime",), _FLOAT16, True, True, False, True),
-        Target("tensorrt", _INTEGERS | {"fp32", "fp16", "bf16"}, ("tensorrt",), _FLOAT16, False, False, False, False),
+        Target(
+            "cpu",
+            precisions=_INTEGERS | {"fp32", "fp16"},
+            engines=("onnxruntime", "openvino"),
+            around_integers=_FLOAT,
+            matmul_nbits=True,
+            int8_tables=True,
+            own_quantisers=True,
+            shared_prefix=True,
+        ),
+        Target(
+            "cuda",
+            precisions=_INTEGERS | {"fp32", "fp16", "bf16"},
+            engines=("onnxruntime",),
+            around_integers=_FLOAT16,
+            matmul_nbits=True,
+            int8_tables=True,
+            own_quantisers=False,
+            shared_prefix=False,  # until its attention has run on a GPU
+        ),
+        Target(
+            "tensorrt",
+            precisions=_INTEGERS | {"fp32", "fp16", "bf16"},
+            engines=("tensorrt",),
+            around_integers=_FLOAT16,
+            matmul_nbits=False,
+            int8_tables=False,
+            own_quantisers=False,
+            shared_prefix=False,
+        ),
     )
 }
 
