@@ -130,8 +130,9 @@ def quantise(name: str, setting: Setting, folder: Path, limits: Limits, modelopt
 def swap_graph(bundle: Path, graph: Path, output: Path) -> None:
     """A copy of the bundle around another graph, with whatever lies beside it as its weights, hashed anew."""
     manifest = json.loads((bundle / "bundle.json").read_text())
-    for name in ("model.onnx", "model.onnx.data"):
+    for name in ("model.onnx", "model.onnx.data", "model.prefix.onnx"):
         manifest["files"].pop(name, None)
+    manifest["graphs"].pop("prefix", None)  # a peer quantises the plain graph only
     output.mkdir()
     shutil.copy(bundle / "tokenizer.json", output)
     for path in graph.parent.iterdir():
