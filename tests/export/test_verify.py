@@ -206,15 +206,16 @@ def test_a_wrong_weight_shows(tmp_path: Path, examples: list[Example]) -> None:
 
 
 def negate_initializer(bundle: Path, name: str) -> None:
-    """Change a small inline weight of the graph, and the manifest's record of it."""
-    path = bundle / "model.onnx"
-    model = ir.load(path)
-    weight = next(value for key, value in model.graph.initializers.items() if key.endswith(name))
-    assert weight.const_value is not None
-    weight.const_value = ir.tensor(-weight.const_value.numpy(), name=weight.name)
-    ir.save(model, path)
+    """Change a small inline weight of the graphs, and the manifest's record of them."""
     manifest = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))
-    manifest["files"]["model.onnx"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    for graph in manifest["graphs"].values():
+        path = bundle / graph
+        model = ir.load(path)
+        weight = next(value for key, value in model.graph.initializers.items() if key.endswith(name))
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(-weight.const_value.numpy(), name=weight.name)
+        ir.save(model, path)
+        manifest["files"][graph] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     (bundle / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
 
 
