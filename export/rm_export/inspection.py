@@ -74,7 +74,8 @@ def _recipe(bundle: Bundle, name: str) -> str:
     made = recipe.calibration
     return (
         f"{name}: {int8} of {len(recipe.gemms)} products in int8, {smoothed} of {len(recipe.activations)} inputs "
-        f"smoothed, ranges by {made.observer} over {made.tokens:,} tokens of {made.conversations} prompts"
+        f"smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over {made.tokens:,} "
+        f"tokens of {made.conversations} prompts"
     )
 
 
@@ -84,6 +85,9 @@ def _parity(manifest: Manifest) -> str:
         return "not measured yet: rm-export verify BUNDLE --checkpoint ..."
     error, spearman = parity.get("max_error_in_std"), parity.get("spearman")
     told = [str(parity.get("verdict", "see parity.json"))]
+    rate, interval = parity.get("clear_flip_rate"), parity.get("clear_flip_interval")
+    if isinstance(rate, float) and isinstance(interval, list):
+        told.append(f"{100 * rate:.2f} % of clear ones (95 % interval to {100 * interval[-1]:.2f} %)")
     if isinstance(error, float):
         told.append(f"largest error {error:.2g} std")
     if isinstance(spearman, float):
