@@ -151,24 +151,49 @@ def llama_1b(folder: Path, layers: int = 16) -> Path:
     return write_random(folder, config, shapes, "llama3")
 
 
+def pair_pm_1b(folder: Path, layers: int = 16) -> Path:
+    """The pairwise preference model's form of the same: a language model's head over the vocabulary."""
+    config = {
+        **_LLAMA32_1B,
+        **_SMALL_LLAMA_VOCABULARY,
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": layers,
+        "tie_word_embeddings": False,
+    }
+    shapes = decoder_shapes(config, "BF16")
+    shapes["lm_head.weight"] = ("BF16", [config["vocab_size"], config["hidden_size"]])
+    return write_random(folder, config, shapes, "llama3")
+
+
 def pairrm_layers(folder: Path, layers: int) -> Path:
     """PairRM-hf with the first layers of DeBERTa-v3-large's shape, random weights and a small vocabulary."""
     config = _pairrm_config(layers, vocab_size=_SMALL_VOCABULARY)
     return write_random(folder, config, pairrm_shapes(config), "deberta")
 
 
-def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
+def pairrm_prefixes() -> tuple[int, int, int]:
+    """Ids of the tokens in front of the source and the two candidates, in the checkpoints above."""
+    source, first, second, _ = _pairrm_prefix_ids()
+    return source, first, second
+
+
+def _pairrm_prefix_ids() -> tuple[int, ...]:
     ids = json.loads((TOKENIZERS / "deberta" / "added_tokens.json").read_text())
+    return tuple(ids[f"<|{name}|>"] for name in ("source", "candidate1", "candidate2", "candidate"))
+
+
+def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
+    source, first, second, either = _pairrm_prefix_ids()
     return {
         **_DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2PairRM"],
         "num_hidden_layers": layers,
         "vocab_size": vocab_size,
         "n_tasks": 1,
-        "source_prefix_id": ids["<|source|>"],
-        "cand1_prefix_id": ids["<|candidate1|>"],
-        "cand2_prefix_id": ids["<|candidate2|>"],
-        "cand_prefix_id": ids["<|candidate|>"],
+        "source_prefix_id": source,
+        "cand1_prefix_id": first,
+        "cand2_prefix_id": second,
+        "cand_prefix_id": either,
         "drop_out": 0.05,
     }
 
