@@ -10,10 +10,10 @@ from importlib import metadata
 from rm_calibration.conversations import Example
 from rm_calibration.recipe import Recipe
 from rm_export.bundle import replace_file
-from rm_export.errors import ExportError
 from rm_export.parity import Parity
+from rm_export.publish import publish
 from rm_export.report import render_report
-from rm_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
+from rm_runtime.bundle import Bundle
 from rm_runtime.manifest import FileRecord
 
 PARITY_JSON = "parity.json"
@@ -46,21 +46,19 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def publish(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
-    """Put the files into the bundle and list them; the folder is a whole bundle at every instant.
+def publish_parity(bundle: Bundle, parity: Parity, files: Mapping[str, bytes]) -> None:
+    """Put the files into the bundle, and the summary into its manifest."""
 
-    A listed file must have its listed size, so the manifest first forgets the files that change, then they
-    are replaced, then it lists them again. It is read anew: others may have added to the bundle meanwhile.
-    """
-    manifest = open_bundle(bundle.path).manifest
-    others = {name: record for name, record in manifest.files.items() if name not in files}
-    verified = {name: record for name, record in bundle.manifest.files.items() if name not in files}
-    if any(others.get(name) != record for name, record in verified.items()):
-        raise ExportError(f"{bundle.path} was replaced while it was verified; verify it again")
-    path = bundle.path / MANIFEST_NAME
-    replace_file(path, replace(manifest, files=others, parity=None).to_json().encode())
-    for name, content in files.items():
-        replace_file(bundle.path / name, content)
+    def put() -> None:
+        for name, content in files.items():
+            replace_file(bundle.path / name, content)
+
     records = {name: FileRecord(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()}
-    listed = replace(manifest, files={**others, **records}, parity=parity.summary())
-    replace_file(path, listed.to_json().encode())
+    publish(
+        bundle,
+        files,
+        put,
+        records,
+        forgotten=lambda manifest: replace(manifest, parity=None),
+        listed=lambda manifest: replace(manifest, parity=parity.summary()),
+    )

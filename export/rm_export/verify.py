@@ -13,7 +13,7 @@ from rm_export.errors import ExportError
 from rm_export.families import pairrm
 from rm_export.measure import measure
 from rm_export.options import Options
-from rm_export.proof import package_versions, parity_files, publish
+from rm_export.proof import package_versions, parity_files, publish_parity
 from rm_export.questions import encode_questions, questions_of
 from rm_export.reference import open_reference
 from rm_runtime.batching import run_rows
@@ -89,7 +89,7 @@ def verify_bundle(
     )
     files = parity_files(parity, examples)
     if output is None:
-        publish(bundle, parity, files)
+        publish_parity(bundle, parity, files)
     else:
         output.mkdir(parents=True, exist_ok=True)
         for file_name, content in files.items():

@@ -32,6 +32,25 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class EnginePlan:
+    """A graph compiled by TensorRT. What it was built from and for decides whether it may be used.
+
+    graph: role in Manifest.graphs; graph_sha256: that file's, then. runtime: the Python package that reads the plan,
+    "tensorrt" or "tensorrt_rtx"; version: its version. compute_capability: of the GPU ("8.9"), None = any the package
+    runs on. stripped: it holds no weights and is refitted from the graph. file: in Manifest.files. profiles: a length bucket each: input -> its smallest, usual and largest shape.
+    """
+
+    graph: str
+    graph_sha256: str
+    runtime: str
+    version: str
+    compute_capability: str | None
+    stripped: bool
+    file: str
+    profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the checkpoint came from. `revision` is the commit for a hub id, None for a folder."""
 
@@ -56,6 +75,7 @@ class Manifest:
     parameters: the family's own constants (objective names, temperature, gate pattern, ...).
     tools: name -> version of what made the bundle.
     parity: summary of parity.json, None until the bundle was verified.
+    engines: compiled plans of the graphs.
     """
 
     family: str
@@ -75,6 +95,7 @@ class Manifest:
     recipe: str | None = None
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None
+    engines: tuple[EnginePlan, ...] = ()
     format: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -101,6 +122,8 @@ class Manifest:
             "tools": dict(self.tools),
             "parity": None if self.parity is None else dict(self.parity),
         }
+        if self.engines:
+            document["engines"] = [vars(plan) for plan in self.engines]
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -138,6 +161,7 @@ class Manifest:
             recipe=document["recipe"],
             tools=document["tools"],
             parity=document["parity"],
+            engines=tuple(_plan_from_json(plan) for plan in document.get("engines", ())),
         )
 
 
@@ -164,3 +188,11 @@ def _tensor_to_json(tensor: TensorRecord) -> dict[str, Any]:
 
 def _tensor_from_json(fields: Mapping[str, Any]) -> TensorRecord:
     return TensorRecord(fields["name"], fields["dtype"], tuple(fields["shape"]))
+
+
+def _plan_from_json(fields: Mapping[str, Any]) -> EnginePlan:
+    profiles = tuple(
+        {name: tuple(tuple(shape) for shape in shapes) for name, shapes in profile.items()}
+        for profile in fields["profiles"]
+    )
+    return EnginePlan(**{**fields, "profiles": profiles})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rm_export.errors import ExportError
+from rm_export.lowering.attention import OmitSoftmaxPrecision
 from rm_export.lowering.cleanup import Cleanup
 from rm_export.lowering.embeddings import QuantiseEmbeddings
 from rm_export.lowering.matmul_nbits import MatMulNBits
@@ -36,5 +37,7 @@ def lower(model: ir.Model, precision: str, target: Target, int8_tables: bool = F
         passes.append(MatMulNBits())
     if target.own_quantisers:
         passes.append(OwnQuantisers())
+    if not target.softmax_precision:
+        passes.append(OmitSoftmaxPrecision())
     passes.append(Cleanup())
     return ir.passes.Sequential(*passes)(model).model

@@ -18,6 +18,7 @@ class Target:
     products are MatMulNBits, else standard DequantizeLinear and MatMul. int8_tables: integer embedding tables can be
     looked up. own_quantisers: every product has a QuantizeLinear of its own, else those that read one activation share.
     shared_prefix: a second graph computes what rows have in common once; its engine must take any lengths.
+    softmax_precision: Attention may say in which type its softmax is computed.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Target:
     int8_tables: bool
     own_quantisers: bool
     shared_prefix: bool
+    softmax_precision: bool
 
 
 _INTEGERS = frozenset({"int8", "w8", "w4"})
@@ -45,6 +47,7 @@ TARGETS = {
             int8_tables=True,
             own_quantisers=True,
             shared_prefix=True,
+            softmax_precision=True,
         ),
         Target(
             "cuda",
@@ -55,6 +58,7 @@ TARGETS = {
             int8_tables=True,
             own_quantisers=False,
             shared_prefix=False,  # until its attention has run on a GPU
+            softmax_precision=True,
         ),
         Target(
             "tensorrt",
@@ -64,7 +68,8 @@ TARGETS = {
             matmul_nbits=False,
             int8_tables=False,
             own_quantisers=False,
-            shared_prefix=False,
+            shared_prefix=True,
+            softmax_precision=False,
         ),
     )
 }

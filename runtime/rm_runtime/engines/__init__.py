@@ -39,6 +39,7 @@ ENGINES = {
     "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", "onnxruntime", "cpu"),
     "openvino": EngineRecord("openvino_engine", "open_float32", "openvino", "openvino"),
     "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", "openvino", "openvino"),
+    "tensorrt": EngineRecord("tensorrt_engine", "open_plan", "tensorrt", "tensorrt"),
 }
 
 

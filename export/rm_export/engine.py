@@ -1,0 +1,260 @@
+"""A bundle's graphs -> TensorRT plans inside the bundle, through Polygraphy's loaders.
+
+TensorRT 11 is strongly typed: what the ONNX says is what runs, so nothing is decided here but shapes and how long the
+builder may search. `tensorrt` is taken where it is installed, else `tensorrt_rtx`, which compiles without a GPU too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rm_export.bundle import HashedFile, Progress, write_file
+from rm_export.engine_failures import build_failure
+from rm_export.engine_layers import compiled_layers, network_layers
+from rm_export.engine_profiles import Bucket, Profile, default_buckets, profiles_for
+from rm_export.errors import ExportError
+from rm_export.publish import publish
+from rm_runtime.bundle import Bundle, open_bundle
+from rm_runtime.engines.tensorrt_plans import compute_capability, installed_package
+from rm_runtime.manifest import EnginePlan, FileRecord, Manifest
+
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are built.
+
+    buckets: shapes to take, none = from the bundle's prompt limit. level: TensorRT's builder optimisation level, 0 to 5,
+    None = its default. weight_streaming: weights may stay in host memory. strip: leave the weights out of the plan; it
+    is then refitted from the bundle's graph when it is loaded. timing_cache: a file to read and to add to, None = the
+    user's cache folder. capabilities: GPUs to compile for, such as "8.9" (tensorrt_rtx only), none = all it runs on.
+    """
+
+    buckets: tuple[Bucket, ...] = ()
+    level: int | None = None
+    weight_streaming: bool = False
+    strip: bool = False
+    timing_cache: Path | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+def build_engines(path: Path, options: EngineOptions, progress: Progress) -> tuple[EnginePlan, ...]:
+    """Compile every graph of the bundle and put the plans into it; those of the same package and GPU are replaced.
+
+    Raises ExportError, in one line, if the bundle is written for another target, no TensorRT is installed, or it fails.
+    """
+    bundle = open_bundle(path)
+    require_tensorrt_target(bundle)
+    package = installed_package()
+    if package is None:
+        raise ExportError("no TensorRT is installed; pip install 'rm-export[tensorrt]', or tensorrt-rtx for RTX GPUs")
+    version: str = import_module(package).__version__
+    capability = ",".join(options.capabilities) or compute_capability(package)
+    key = f"{package}-{version}-{capability or 'any'}".replace(",", "-")
+    stage = bundle.path / f".{ENGINES}.partial-{os.getpid()}"
+    stage.mkdir()
+    try:
+        plans: list[EnginePlan] = []
+        records: dict[str, FileRecord] = {}
+        for role, graph in bundle.manifest.graphs.items():
+            profiles = profiles_of(bundle, role, options)
+            files = _compiled(package, bundle.graph_path(role), role, profiles, options, stage, progress)
+            records |= {f"{ENGINES}/{key}/{name}": record for name, record in files.items()}
+            plans.append(
+                EnginePlan(
+                    graph=role,
+                    graph_sha256=bundle.manifest.files[graph].sha256,
+                    runtime=package,
+                    version=version,
+                    compute_capability=capability,
+                    stripped=options.strip,
+                    file=f"{ENGINES}/{key}/{role}.plan",
+                    profiles=profiles,
+                )
+            )
+        _put(bundle, key, stage, plans, records)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return tuple(plans)
+
+
+def require_tensorrt_target(bundle: Bundle) -> None:
+    """Raises ExportError for a bundle in another dialect."""
+    target = bundle.manifest.target
+    if target != "tensorrt":
+        raise ExportError(f"{bundle.path} is written for {target}; export it with --target tensorrt to build engines")
+
+
+def profiles_of(bundle: Bundle, role: str, options: EngineOptions) -> tuple[Profile, ...]:
+    """The shapes that the engine of this graph takes."""
+    limit = bundle.manifest.prompt.max_length
+    return profiles_for(role, options.buckets or default_buckets(limit), limit)
+
+
+def timing_cache_of(package: str, options: EngineOptions) -> Path:
+    """Where tactics' timings are kept, by package: TensorRT itself refuses those of another version or GPU."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return options.timing_cache or cache / "rm-export" / f"{package}.timing"
+
+
+def _compiled(
+    package: str,
+    graph: Path,
+    role: str,
+    profiles: Sequence[Profile],
+    options: EngineOptions,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, FileRecord]:
+    """Compile one graph into `folder`: its plan, TensorRT's log and its layers."""
+    trt: Any = import_module(package)
+    cache = timing_cache_of(package, options)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with _polygraphy(package) as (backend, log):
+        from polygraphy.exception import PolygraphyException
+
+        try:
+            typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+            parsed = backend.network_from_onnx_path(str(graph), strongly_typed=typed or None)
+            builder, network, parser = backend.set_decomposable_attentions(parsed)
+            layers = network_layers(network)
+            config = _config(trt, package, backend, profiles, options, cache, progress)
+            plan = backend.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=str(cache))
+        except PolygraphyException:
+            raise build_failure(package, trt.__version__, graph.name, log.errors) from None
+        except (RuntimeError, TypeError) as error:  # what the bindings make of a null pointer
+            raise build_failure(package, trt.__version__, graph.name, [*log.errors, str(error)]) from None
+        file = HashedFile(folder / f"{role}.plan")
+        file.write(memoryview(plan))
+        compiled = compiled_layers(trt, backend.get_trt_logger(), memoryview(plan))
+    report = {"parsed": layers, "compiled": compiled}
+    return {
+        f"{role}.plan": file.close(),
+        f"{role}.log": write_file(folder, f"{role}.log", "".join(f"{line}\n" for line in log.lines).encode()),
+        f"{role}.layers.json": write_file(folder, f"{role}.layers.json", json.dumps(report, indent=1).encode()),
+    }
+
+
+def _config(
+    trt: Any,
+    package: str,
+    backend: Any,
+    profiles: Sequence[Profile],
+    options: EngineOptions,
+    cache: Path,
+    progress: Progress,
+) -> Any:
+    shapes = []
+    for profile in profiles:
+        shape = backend.Profile()
+        for name, (smallest, usual, largest) in profile.items():
+            shape.add(name, min=smallest, opt=usual, max=largest)
+        shapes.append(shape)
+    wanted: dict[str, Any] = {
+        "profiles": shapes,
+        "builder_optimization_level": options.level,
+        "weight_streaming": options.weight_streaming,
+        "strip_plan": options.strip,
+        "load_timing_cache": str(cache) if cache.exists() else None,
+        "progress_monitor": _monitor(trt, progress),
+    }
+    if package == "tensorrt":
+        return backend.CreateConfig(**wanted)
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+    capabilities = [tuple(map(int, text.split("."))) for text in options.capabilities]
+    return CreateConfigRTX(compute_capabilities=capabilities or None, **wanted)
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """A trt.IProgressMonitor that tells our progress of the outermost phase."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # trt has no types
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._phases: list[str] = []
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases.append(phase_name)
+            if len(self._phases) == 1:
+                progress.begin(f"TensorRT: {phase_name}", num_steps, "steps")
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if self._phases[:1] == [phase_name]:
+                progress.advance(1)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name in self._phases:
+                self._phases.remove(phase_name)
+
+    return Monitor()
+
+
+class _Log(logging.Handler):
+    """What Polygraphy and TensorRT say while an engine is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        self.lines.append(message)
+        if record.levelno == logging.ERROR:
+            self.errors.append(message)
+
+
+@contextmanager
+def _polygraphy(package: str) -> Iterator[tuple[Any, _Log]]:
+    """Polygraphy's TensorRT backend, set to this package, with its log caught instead of printed."""
+    from polygraphy import config
+    from polygraphy.logger import G_LOGGER
+
+    config.USE_TENSORRT_RTX = package == "tensorrt_rtx"  # read when its backend is first imported
+    from polygraphy.backend import trt as backend
+    from polygraphy.backend.trt.util import get_trt_logger
+
+    log, logger = _Log(), logging.getLogger("Polygraphy")
+    kept = (G_LOGGER.use_python_logging_system, logger.propagate, logger.level)
+    G_LOGGER.use_python_logging_system, logger.propagate = True, False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(log)
+    try:
+        yield backend, log
+    finally:
+        logger.removeHandler(log)
+        G_LOGGER.use_python_logging_system, logger.propagate, logger.level = kept
+
+
+def _put(
+    bundle: Bundle, key: str, stage: Path, plans: Sequence[EnginePlan], records: Mapping[str, FileRecord]
+) -> None:
+    """Move the staged folder to engines/`key` and list it."""
+    place = bundle.path / ENGINES / key
+    old = {name for name in bundle.manifest.files if name.startswith(f"{ENGINES}/{key}/")}
+
+    def put() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        stage.rename(place)
+
+    def listed(manifest: Manifest) -> Manifest:
+        others = tuple(plan for plan in manifest.engines if plan.file not in old)
+        return replace(manifest, engines=(*others, *plans))
+
+    def forgotten(manifest: Manifest) -> Manifest:
+        return replace(manifest, engines=tuple(plan for plan in manifest.engines if plan.file not in old))
+
+    publish(bundle, old, put, records, forgotten, listed)
