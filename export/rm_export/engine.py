@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rm_export.engine_profiles import Bucket, Profile, default_buckets, profiles
 from rm_export.errors import ExportError
 from rm_export.publish import publish
 from rm_runtime.bundle import Bundle, open_bundle
+from rm_runtime.engines.cuda import gpu_capability
 from rm_runtime.engines.tensorrt_plans import compute_capability, installed_package
 from rm_runtime.manifest import EnginePlan, FileRecord, Manifest
 
@@ -34,9 +36,9 @@ ENGINES = "engines"
 class EngineOptions:
     """How engines are built.
 
-    buckets: shapes to take, none = from the bundle's prompt limit. level: TensorRT's builder optimisation level, 0 to 5,
-    None = its default. weight_streaming: weights may stay in host memory. strip: leave the weights out of the plan; it
-    is then refitted from the bundle's graph when it is loaded. timing_cache: a file to read and to add to, None = the
+    buckets: shapes to take, none = from the bundle's prompt limit. level: TensorRT's builder optimisation level, 0 to
+    5, None = its default. weight_streaming: weights may stay in host memory. strip: leave the weights out of the plan;
+    it is then refitted from the graph when loaded. timing_cache: a file to read and to add to, None = in the
     user's cache folder. capabilities: GPUs to compile for, such as "8.9" (tensorrt_rtx only), none = all it runs on.
     """
 
@@ -120,7 +122,7 @@ def _compiled(
     trt: Any = import_module(package)
     cache = timing_cache_of(package, options)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with _polygraphy(package) as (backend, log):
+    with _polygraphy(package) as (backend, logger, log):
         from polygraphy.exception import PolygraphyException
 
         try:
@@ -136,7 +138,7 @@ def _compiled(
             raise build_failure(package, trt.__version__, graph.name, [*log.errors, str(error)]) from None
         file = HashedFile(folder / f"{role}.plan")
         file.write(memoryview(plan))
-        compiled = compiled_layers(trt, backend.get_trt_logger(), memoryview(plan))
+        compiled = compiled_layers(trt, logger, plan) if gpu_capability() else None
     report = {"parsed": layers, "compiled": compiled}
     return {
         f"{role}.plan": file.close(),
@@ -217,8 +219,8 @@ class _Log(logging.Handler):
 
 
 @contextmanager
-def _polygraphy(package: str) -> Iterator[tuple[Any, _Log]]:
-    """Polygraphy's TensorRT backend, set to this package, with its log caught instead of printed."""
+def _polygraphy(package: str) -> Iterator[tuple[Any, Any, _Log]]:
+    """Polygraphy's TensorRT backend, set to this package, and its TensorRT logger, caught instead of printed."""
     from polygraphy import config
     from polygraphy.logger import G_LOGGER
 
@@ -232,15 +234,13 @@ def _polygraphy(package: str) -> Iterator[tuple[Any, _Log]]:
     logger.setLevel(logging.INFO)
     logger.addHandler(log)
     try:
-        yield backend, log
+        yield backend, get_trt_logger(), log
     finally:
         logger.removeHandler(log)
         G_LOGGER.use_python_logging_system, logger.propagate, logger.level = kept
 
 
-def _put(
-    bundle: Bundle, key: str, stage: Path, plans: Sequence[EnginePlan], records: Mapping[str, FileRecord]
-) -> None:
+def _put(bundle: Bundle, key: str, stage: Path, plans: Sequence[EnginePlan], records: Mapping[str, FileRecord]) -> None:
     """Move the staged folder to engines/`key` and list it."""
     place = bundle.path / ENGINES / key
     old = {name for name in bundle.manifest.files if name.startswith(f"{ENGINES}/{key}/")}
@@ -258,3 +258,20 @@ def _put(
         return replace(manifest, engines=tuple(plan for plan in manifest.engines if plan.file not in old))
 
     publish(bundle, old, put, records, forgotten, listed)
+
+
+def trtexec_command(bundle: Bundle, role: str, options: EngineOptions) -> str:
+    """What one would type to build the same engine with TensorRT's own tool."""
+    parts = ["trtexec", f"--onnx={bundle.graph_path(role)}", "--stronglyTyped", f"--saveEngine={role}.plan"]
+    for number, profile in enumerate(profiles_of(bundle, role, options)):
+        shapes = {
+            which: ",".join(f"{name}:{'x'.join(map(str, sizes[place]))}" for name, sizes in profile.items())
+            for place, which in enumerate(("minShapes", "optShapes", "maxShapes"))
+        }
+        parts += [f"--profile={number}", *(f"--{which}={text}" for which, text in shapes.items())]
+    if options.level is not None:
+        parts.append(f"--builderOptimizationLevel={options.level}")
+    parts += ["--allowWeightStreaming"] * options.weight_streaming + ["--stripWeights"] * options.strip
+    package = installed_package() or "tensorrt"
+    parts.append(f"--timingCacheFile={timing_cache_of(package, options)}")
+    return shlex.join(parts)

@@ -24,7 +24,9 @@ def build_failure(package: str, version: str, graph: str, messages: Sequence[str
             return ExportError(f"{what} does not take {source_name(node)} ({operator}) of {graph}: {kind}: {asked}")
     text = " ".join(messages)
     if _DRIVER.search(text):
-        return ExportError(f"{what} found no usable NVIDIA driver; build the engine on a machine with a GPU: {_cut(text)}")
+        return ExportError(
+            f"{what} found no usable NVIDIA driver; build the engine on a machine with a GPU: {_cut(text)}"
+        )
     if _MEMORY.search(text):
         return ExportError(
             f"{what} ran out of memory building {graph}; pass smaller --shapes, or --weight-streaming: {_cut(text)}"

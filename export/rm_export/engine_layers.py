@@ -14,7 +14,7 @@ def network_layers(network: Any) -> list[dict[str, Any]]:
     return [_described(network.get_layer(index)) for index in range(network.num_layers)]
 
 
-def compiled_layers(trt: Any, logger: Any, plan: bytes) -> list[dict[str, Any]] | None:
+def compiled_layers(trt: Any, logger: Any, plan: Any) -> list[dict[str, Any]] | None:
     """The engine inspector's own report, None without a GPU that can read the plan."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:

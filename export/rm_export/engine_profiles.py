@@ -42,7 +42,7 @@ def default_buckets(max_length: int, batch_tokens: int = DEFAULT_BATCH_TOKENS) -
 
 
 def parse_buckets(text: str, max_length: int) -> tuple[Bucket, ...]:
-    """ "32x128,8x512" -> buckets, shortest first. Raises ExportError for another form or a length beyond the prompt's."""
+    """ "32x128,8x512" -> buckets, shortest first. Raises ExportError for another form or a greater length."""
     buckets = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", part)
@@ -59,9 +59,7 @@ def profiles_for(role: str, buckets: Sequence[Bucket], max_length: int) -> tuple
     profiles = []
     for bucket in buckets:
         largest = (bucket.batch, bucket.length)
-        profile: dict[str, tuple[Shape, Shape, Shape]] = {
-            name: ((1, 1), largest, largest) for name in ("input_ids", "attention_mask")
-        }
+        profile = dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), largest, largest))
         if role == "prefix":
             profile["prefix_ids"] = ((1, 1), (1, max(1, max_length // 2)), (1, max_length))
         profiles.append(profile)

@@ -37,7 +37,8 @@ class EnginePlan:
 
     graph: role in Manifest.graphs; graph_sha256: that file's, then. runtime: the Python package that reads the plan,
     "tensorrt" or "tensorrt_rtx"; version: its version. compute_capability: of the GPU ("8.9"), None = any the package
-    runs on. stripped: it holds no weights and is refitted from the graph. file: in Manifest.files. profiles: a length bucket each: input -> its smallest, usual and largest shape.
+    runs on. stripped: it holds no weights and is refitted from the graph. file: in Manifest.files. profiles: a length
+    bucket each: input -> its smallest, usual and largest shape.
     """
 
     graph: str

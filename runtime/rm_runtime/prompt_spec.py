@@ -57,6 +57,11 @@ class PairChatPrompt:
     message: str
     chat: ChatPrompt
 
+    @property
+    def max_length(self) -> int:
+        """Most ids of a row."""
+        return self.chat.max_length
+
 
 @dataclass(frozen=True)
 class SegmentsPrompt:

@@ -12,7 +12,9 @@ class OmitSoftmaxPrecision(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        stated = [node for node in model.graph if node.op_type == "Attention" and "softmax_precision" in node.attributes]
+        stated = [
+            node for node in model.graph if node.op_type == "Attention" and "softmax_precision" in node.attributes
+        ]
         for node in stated:
             del node.attributes["softmax_precision"]
         return ir.passes.PassResult(model, modified=bool(stated))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,11 +11,15 @@ from typing import Any
 
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.choice import cpu_flags, preferred
+from rm_runtime.engines.cuda import gpu_capability
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.engines.tensorrt_plans import PACKAGES as TENSORRT_PACKAGES
 from rm_runtime.errors import EngineError
 
 __all__ = ["ENGINES", "Arrays", "Engine", "chosen_engine", "open_engine"]
+
+_log = logging.getLogger(__name__)
 
 PREFIX_ROLE = "prefix"
 """The graph that computes what rows have in common once."""
@@ -24,22 +29,25 @@ Opener = Callable[[Bundle, int | None, str | None, str], Engine]
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """Where an engine is: our module and its function that opens a bundle's graph, the package both need, its extra."""
+    """Where an engine is: our module and its function that opens a bundle's graph, its packages, their extra.
+
+    packages: any one of them will do.
+    """
 
     module: str
     opener: str
-    package: str
+    packages: tuple[str, ...]
     extra: str
 
     def installed(self) -> bool:
-        return find_spec(self.package) is not None
+        return any(find_spec(package) is not None for package in self.packages)
 
 
 ENGINES = {
-    "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", "onnxruntime", "cpu"),
-    "openvino": EngineRecord("openvino_engine", "open_float32", "openvino", "openvino"),
-    "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", "openvino", "openvino"),
-    "tensorrt": EngineRecord("tensorrt_engine", "open_plan", "tensorrt", "tensorrt"),
+    "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", ("onnxruntime",), "cpu"),
+    "openvino": EngineRecord("openvino_engine", "open_float32", ("openvino",), "openvino"),
+    "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", ("openvino",), "openvino"),
+    "tensorrt": EngineRecord("tensorrt_engine", "open_plan", TENSORRT_PACKAGES, "tensorrt"),
 }
 
 
@@ -76,6 +84,10 @@ def chosen_engine(bundle: Bundle, device: str | None = None) -> str:
         hints = " or ".join(dict.fromkeys(f"pip install 'rm-export[{record.extra}]'" for record in ENGINES.values()))
         raise EngineError(f"no engine is installed; {hints}")
     manifest = bundle.manifest
+    if manifest.target == "tensorrt" and device in (None, "cuda"):
+        if "tensorrt" in installed and gpu_capability() is not None:
+            return "tensorrt"
+        _log.warning("%s is written for TensorRT, and no GPU can be used here: ONNX Runtime runs it", bundle.path)
     on_cpu = manifest.target == "cpu" and device in (None, "cpu")
     model_type = str(manifest.architecture.get("model_type", ""))
     order = preferred(manifest.precision, model_type, cpu_flags()) if on_cpu else ("onnxruntime",)
@@ -88,7 +100,7 @@ def _opener(name: str) -> Opener:
         raise EngineError(f"unknown engine {name!r} (known: auto, {', '.join(ENGINES)})")
     if not record.installed():
         raise EngineError(
-            f"engine {name} needs the package {record.package}, which is not installed; "
+            f"engine {name} needs the package {' or '.join(record.packages)}, which is not installed; "
             f"pip install 'rm-export[{record.extra}]'"
         )
     module: Any = import_module(f"rm_runtime.engines.{record.module}")

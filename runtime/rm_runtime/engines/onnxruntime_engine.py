@@ -16,7 +16,7 @@ from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_CPU_PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+_CPU_PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4", "fp8")
 
 
 class OnnxRuntimeEngine:
@@ -42,8 +42,6 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, r
     kind, _, index = (device or ("cuda" if manifest.target == "cuda" else "cpu")).partition(":")
     if kind not in _PROVIDERS:
         raise EngineError(f"onnxruntime runs on {' or '.join(_PROVIDERS)}, not on {device!r}")
-    if manifest.target == "tensorrt":
-        raise EngineError("this bundle is written for TensorRT; export it with --target cpu or cuda for onnxruntime")
     if kind == "cpu" and manifest.precision not in _CPU_PRECISIONS:
         raise EngineError(
             f"onnxruntime has no {manifest.precision} attention on the CPU; export with "

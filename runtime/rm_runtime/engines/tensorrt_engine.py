@@ -45,8 +45,12 @@ class TensorRtEngine:
         with self._lock:
             largest = max(profile["input_ids"][2][0] for profile in self._plan.profiles if _holds(profile, inputs))
             parts = [
-                self._run({name: array if name == "prefix_ids" else array[first : first + largest]
-                           for name, array in inputs.items()})
+                self._run(
+                    {
+                        name: array if name == "prefix_ids" else array[first : first + largest]
+                        for name, array in inputs.items()
+                    }
+                )
                 for first in range(0, len(inputs["input_ids"]), largest)
             ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -133,8 +137,8 @@ class _Buffer:
 
     def view(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """The beginning of the host's memory as an array."""
-        count = int(np.prod(shape))
-        return np.frombuffer(self._memory, self.dtype, count).reshape(shape)
+        array: NDArray[Any] = np.ndarray(shape, self.dtype, memoryview(self._memory))
+        return array
 
     def upload(self, cuda: Any, size: int, stream: Any) -> None:
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -165,7 +169,7 @@ def open_plan(bundle: Bundle, threads: int | None, device: str | None, role: str
     engine = trt.Runtime(logger).deserialize_cuda_engine((bundle.path / plan.file).read_bytes())
     if engine is None:
         raise EngineError(
-            f"{plan.runtime} {plan.version} cannot read {bundle.path / plan.file}; run `rm-export engine` on this machine"
+            f"{plan.runtime} {plan.version} cannot read {bundle.path / plan.file}; run `rm-export engine` here"
         )
     if plan.stripped:
         _refit(trt, logger, engine, bundle, role)
@@ -177,7 +181,9 @@ def _refit(trt: Any, logger: Any, engine: Any, bundle: Bundle, role: str) -> Non
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not (parser.refit_from_file(str(bundle.graph_path(role))) and refitter.refit_cuda_engine()):
-        raise EngineError(f"the weights of {bundle.graph_path(role)} do not fit its engine; run `rm-export engine` anew")
+        raise EngineError(
+            f"the weights of {bundle.graph_path(role)} do not fit its engine; run `rm-export engine` anew"
+        )
 
 
 def _holds(profile: Mapping[str, Any], inputs: Mapping[str, NDArray[Any]]) -> bool:
