@@ -122,7 +122,9 @@ class LowerPrecision(ir.passes.InPlacePass):
             if _is_constant(value):
                 self._casts[key] = _narrowed(graph, value, dtype)
             else:
-                cast_node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}/Cast_{dtype.short_name()}")
+                source = value.producer()  # the Cast belongs to its layer, which split_stages reads off the name
+                name = value.name if source is None else source.name
+                cast_node = ir.node("Cast", [value], {"to": dtype}, name=f"{name}/Cast_{dtype.short_name()}")
                 output = cast_node.outputs[0]
                 output.name, output.dtype, output.shape = (
                     f"{value.name}_{dtype.short_name()}",
