@@ -1,8 +1,7 @@
 """Two judges trained to compare on the demo's generator: `python benchmarks/trained_pairs.py -o DIR`, minutes each.
 
 pair-pm is the demo's Llama trained on to say A or B; PairRM is a small DeBERTa-v2 with the pair head, trained from the
-demo's token embeddings. Both see every comparison in both orders, as the rows of ids that their family's own prompt
-makes. The label is a probability: the logistic function of how much better the first answer's grade is. Everything is
+demo's token embeddings. Both see the rows of ids that their family's own prompt makes (pair_training.py). Everything is
 seeded, so one torch build makes one checkpoint.
 """
 
@@ -10,11 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +20,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 
-from asked import ask, example_of, judging_comparisons, judging_examples
+from asked import ask, judging_comparisons, judging_examples
+from pair_training import SEED, train
 from rm_calibration.comparison import compare_margins
 from rm_export.checkpoint import open_checkpoint
 from rm_export.demo import checkpoint_path
-from rm_export.demo.preferences import PREFERENCE_GAP, Comparison, comparisons
+from rm_export.demo.preferences import PREFERENCE_GAP
 from rm_export.exporter import export_checkpoint
 from rm_export.families.pairrm import PREFIXES
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-SEED = 7
-PAIRS_IN_BATCH = 16
-BATCHES_IN_POOL = 64
-WARMUP_STEPS = 100
-SHARPNESS = 6.0
-"""Logit of the label for a difference of 1 in grade: "clear" (0.92) beats "short" (0.64) with 84 %."""
+    from torch import Tensor
 
 
 def main() -> None:
@@ -85,7 +75,7 @@ def pair_pm(folder: Path) -> Path:
     from activation_ranges import llama
 
     torch.manual_seed(SEED)
-    shutil.copytree(checkpoint_path(), folder)
+    shutil.copytree(checkpoint_path(), folder, ignore=shutil.ignore_patterns("README.md"))  # it is the demo's
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
     lm_head = np.zeros((config["vocab_size"], config["hidden_size"]), np.float32)
     tensors = load_file(folder / "model.safetensors")
@@ -101,10 +91,10 @@ def pair_pm(folder: Path) -> Path:
         a, b = head(hidden[torch.arange(len(hidden)), attention_mask.sum(dim=1) - 1]).unbind(dim=1)
         return a - b
 
-    _train(folder, torch.nn.ModuleList([model, head]), logits, config["pad_token_id"], 8_000, 1e-3)
-    trained = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
+    train(folder, torch.nn.ModuleList([model, head]), logits, config["pad_token_id"])
+    backbone = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
     lm_head[[ids["A"], ids["B"]]] = head.weight.detach().numpy()
-    return _write(folder, config, {**trained, "lm_head.weight": lm_head})
+    return _write(folder, config, {**backbone, "lm_head.weight": lm_head})
 
 
 def pairrm(folder: Path) -> Path:
@@ -171,87 +161,11 @@ def pairrm(folder: Path) -> Path:
         return (scores[0] - scores[1]).squeeze(1)
 
     _write(folder, written, tensors())
-    _train(folder, torch.nn.ModuleList([model, head]), logits, config.pad_token_id, 8_000, 1e-3)
+    train(folder, torch.nn.ModuleList([model, head]), logits, config.pad_token_id)
     return _write(folder, written, tensors())
 
 
 TRAINED = {"pair-pm": pair_pm, "pairrm": pairrm}
-
-
-def _train(folder: Path, model: nn.Module, logits: Any, pad: int, count: int, peak_learning_rate: float) -> None:
-    """One pass with AdamW, a short warm-up and a cosine schedule; prints how it decides held-out comparisons.
-
-    logits: (ids, mask), both [rows, length] -> [rows], positive where the first answer is better.
-    """
-    import torch
-    from torch.nn import functional as F
-    from transformers import PreTrainedTokenizerFast
-
-    from rm_export.demo.train import content_tokens, rename
-
-    torch.set_num_threads(1)
-    began = time.process_time()
-    training = list(comparisons(count, SEED, "train", 2))
-    content = content_tokens(PreTrainedTokenizerFast.from_pretrained(checkpoint_path()), training)
-    rows, labels = _rows(folder, training)
-    vocab_size = 1 + max(pad, *(int(row.max()) for row in rows))
-    order = list(_batches(rows))
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak_learning_rate, total_steps=len(order), pct_start=WARMUP_STEPS / len(order)
-    )
-    model.train()
-    losses = []
-    for step, pairs in enumerate(order):
-        places = [2 * pair + swapped for pair in pairs for swapped in range(2)]
-        input_ids, attention_mask = _padded([rows[place] for place in places], pad)
-        loss = F.binary_cross_entropy_with_logits(
-            logits(rename(input_ids, 2, content, vocab_size), attention_mask),
-            torch.tensor([labels[place] for place in places]),
-        )
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 50 == 49:
-            seconds = time.process_time() - began
-            print(
-                f"step {step + 1:4d} of {len(order)}  loss {np.mean(losses[-50:]):.4f}  {seconds:.0f} s of CPU",
-                flush=True,
-            )
-    model.eval()
-
-
-def _rows(folder: Path, some: Sequence[Comparison]) -> tuple[tuple[NDArray[np.int64], ...], list[float]]:
-    """Rows of ids and labels: of each comparison, answer 0 before answer 1 and then the other way round."""
-    rows = ask(folder, [example_of(one, 2) for one in some]).rows
-    margins = [SHARPNESS * (one.answers[0].overall - one.answers[1].overall) for one in some]
-    return rows, [1 / (1 + np.exp(-margin)) for margin in margins for margin in (margin, -margin)]
-
-
-def _batches(rows: Sequence[NDArray[np.int64]]) -> Iterator[list[int]]:
-    """Indices of comparisons, those of like length together: pools are sorted, cut, and their batches shuffled."""
-    rng = random.Random(SEED)
-    for start in range(0, len(rows) // 2, BATCHES_IN_POOL * PAIRS_IN_BATCH):
-        pool = list(range(start, min(start + BATCHES_IN_POOL * PAIRS_IN_BATCH, len(rows) // 2)))
-        pool.sort(key=lambda pair: len(rows[2 * pair]))
-        cut = [pool[i : i + PAIRS_IN_BATCH] for i in range(0, len(pool) - PAIRS_IN_BATCH + 1, PAIRS_IN_BATCH)]
-        rng.shuffle(cut)
-        yield from cut
-
-
-def _padded(rows: Sequence[NDArray[np.int64]], pad: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and their mask, both int64 [rows, longest]."""
-    import torch
-
-    ids = torch.full((len(rows), max(len(row) for row in rows)), pad)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
-    return ids, mask
 
 
 def _segments_tokenizer(folder: Path) -> Tokenizer:
