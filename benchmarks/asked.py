@@ -37,10 +37,10 @@ class Asked:
     rows: tuple[NDArray[np.int64], ...]
     pairwise: bool
 
-    def answers(self, bundle: Path, threads: int) -> NDArray[np.float64]:
+    def answers(self, bundle: Path, threads: int, engine: str = "onnxruntime") -> NDArray[np.float64]:
         """Scores [questions], or of pairwise models margins [pairs]: A before B minus B before A."""
         opened = open_bundle(bundle)
-        outputs = run_rows(open_engine(opened, "onnxruntime", threads=threads), self.rows, opened.manifest.pad_token_id)
+        outputs = run_rows(open_engine(opened, engine, threads=threads), self.rows, opened.manifest.pad_token_id)
         scores = outputs["score"].astype(np.float64)
         return scores[::2] - scores[1::2] if self.pairwise else scores
 
@@ -49,7 +49,9 @@ class Asked:
         agreement = compare_scores(expected, actual)
         flips = compare_margins(expected, actual) if self.pairwise else agreement.order
         return {
-            "clear_flips_%": 100 * flips.clear_flips / flips.clear_pairs,
+            "flips_%": 100 * flips.rate,
+            "clear_flips_%": 100 * flips.clear_rate,
+            "pairs": flips.pairs,
             "clear_pairs": flips.clear_pairs,
             "spearman": agreement.spearman,
             "max_error_std": agreement.relative_max_error,
@@ -70,14 +72,19 @@ def ask(checkpoint: Path, examples: Sequence[Example]) -> Asked:
     return Asked(tuple(questions), tuple(rows), pairwise)
 
 
+def judging_comparisons() -> list[Comparison]:
+    """Held-out comparisons of four answers."""
+    return list(comparisons(JUDGING, 4242, "held_out"))
+
+
 def judging_examples(answers: int) -> list[Example]:
     """Held-out comparisons with their first `answers` answers."""
-    return [_example(one, answers) for one in comparisons(JUDGING, 4242, "held_out")]
+    return [example_of(one, answers) for one in judging_comparisons()]
 
 
 def training_examples(count: int, answers: int, seed: int = 777) -> list[Example]:
     """Comparisons of training questions with their first `answers` answers."""
-    return [_example(one, answers) for one in comparisons(count, seed, "train")]
+    return [example_of(one, answers) for one in comparisons(count, seed, "train")]
 
 
 def chats(examples: Sequence[Example]) -> list[list[dict[str, str]]]:
@@ -90,5 +97,6 @@ def scores_of(bundle: Path, conversations: Sequence[list[dict[str, str]]]) -> ND
     return np.array([score.score for score in load(bundle, engine="onnxruntime").score(conversations)])
 
 
-def _example(one: Comparison, answers: int) -> Example:
+def example_of(one: Comparison, answers: int) -> Example:
+    """The comparison's question with its first `answers` answers."""
     return Example(tuple(one.messages), tuple(answer.text for answer in one.answers[:answers]))

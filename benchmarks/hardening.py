@@ -22,9 +22,6 @@ from massive_token import Tensors, Typical, add_massive_token
 OUTLIERS = (32.0, 64.0, 128.0)
 """Factors of the outlier channels."""
 
-NORM_OUTLIERS = (8.0, 16.0, 32.0)
-"""The same for the LayerNorms of a drawn DeBERTa."""
-
 MASSIVE = 1000.0
 """The first token's activations over the median, in the residual stream and at the MLPs that write and remove them."""
 
@@ -62,24 +59,6 @@ def harden_decoder(source: Path, folder: Path, typical: Typical | None = None) -
     return _write(folder, config, tensors)
 
 
-def draw_norm_outliers(folder: Path) -> Path:
-    """Give a drawn DeBERTa LayerNorms with outlier channels of NORM_OUTLIERS, in place; another model than before.
-
-    They feed the residual stream, whose next norm they change, so no copy of a given model can have them.
-    """
-    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    rng = np.random.default_rng(0)
-    channels = rng.choice(config["hidden_size"], size=len(NORM_OUTLIERS), replace=False)
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"pretrained_model.encoder.layer.{layer}."
-        attention = [f"{prefix}attention.self.{name}_proj.weight" for name in ("query", "key", "value")]
-        before = "pretrained_model.embeddings." if layer == 0 else f"pretrained_model.encoder.layer.{layer - 1}.output."
-        norms = {before: attention, f"{prefix}attention.output.": [f"{prefix}intermediate.dense.weight"]}
-        for norm, readers in norms.items():
-            _exchange(tensors, f"{norm}LayerNorm.weight", readers, channels, NORM_OUTLIERS)
-    return _write(folder, config, tensors)
-
-
 def harden_deberta(source: Path, folder: Path) -> Path:
     """A copy with outlier channels in every value projection, taken back by the attention's output projection.
 
@@ -97,22 +76,14 @@ def harden_deberta(source: Path, folder: Path) -> Path:
     return _write(folder, config, tensors)
 
 
-def _exchange(
-    tensors: Tensors,
-    writer: str,
-    readers: Sequence[str],
-    channels: NDArray[np.intp],
-    factors: Sequence[float] = OUTLIERS,
-) -> None:
-    """Output channels of `writer` times the factors, the columns of `readers` divided by them."""
-    tensors[writer] = _scaled(tensors[writer], channels, axis=0, factors=factors)
+def _exchange(tensors: Tensors, writer: str, readers: Sequence[str], channels: NDArray[np.intp]) -> None:
+    """Output channels of `writer` times the outliers' factors, the columns of `readers` divided by them."""
+    tensors[writer] = _scaled(tensors[writer], channels, axis=0, factors=OUTLIERS)
     for reader in readers:
-        tensors[reader] = _scaled(tensors[reader], channels, axis=1, factors=1 / np.array(factors))
+        tensors[reader] = _scaled(tensors[reader], channels, axis=1, factors=[1 / factor for factor in OUTLIERS])
 
 
-def _scaled(
-    tensor: NDArray[Any], channels: NDArray[np.intp], axis: int, factors: Sequence[float] | NDArray[np.float64]
-) -> NDArray[Any]:
+def _scaled(tensor: NDArray[Any], channels: NDArray[np.intp], axis: int, factors: Sequence[float]) -> NDArray[Any]:
     shape = [1] * tensor.ndim
     shape[axis] = -1
     along = np.ones(tensor.shape[axis], np.float32)

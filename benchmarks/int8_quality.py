@@ -1,7 +1,8 @@
 """What INT8 does to preferences, the table of docs/int8.md: `python benchmarks/int8_quality.py [--json F]`.
 
 Checkpoints made hard to quantise (hardening.py, massive_token.py), several ways to quantise each, judged on held-out
-comparisons that neither training nor calibration saw. Every row is the finished bundle on ONNX Runtime.
+comparisons that neither training nor calibration saw. Every row is the finished bundle on ONNX Runtime; of the default,
+how OpenVINO decides with the same bundle too.
 """
 
 from __future__ import annotations
@@ -43,34 +44,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoints", type=Path, help="folder of the trained judges, filled where they are missing")
     parser.add_argument("--models", nargs="*", help="only models whose names contain one of these")
     parser.add_argument("--methods", nargs="*", help="only methods whose names contain one of these")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for model in models(Path(folder), arguments.threads):
-            if _chosen(model.name, arguments.models):
-                methods = [name for name in METHODS if _chosen(name, arguments.methods)]
-                figures[model.name] = judged(model, methods, Path(folder) / "bundles" / model.name, arguments.threads)
+        makers = models(Path(folder), arguments.checkpoints or Path(folder) / "trained", arguments.threads)
+        for name in [name for name in makers if _chosen(name, arguments.models)]:
+            methods = [method for method in METHODS if _chosen(method, arguments.methods)]
+            bundles = Path(folder) / "bundles" / name
+            figures[name] = judged(name, makers[name](), methods, bundles, arguments.threads)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
+def judged(name: str, model: Model, methods: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
     """Print and return the figures of one model. Raises SystemExit if a hardened copy is another function."""
     folder.mkdir(parents=True)
     expected, error = float_answers(model, folder, threads)
-    print(
-        f"\n{model.name}: {len(expected)} answers, in float within {error:.1e} deviations of the original", flush=True
-    )
+    print(f"\n{name}: {len(expected)} answers, in float within {error:.1e} deviations of the original", flush=True)
     if error > SAME_FUNCTION:
-        raise SystemExit(f"{model.name} is not the function it was made from: {error:.1e} > {SAME_FUNCTION}")
+        raise SystemExit(f"{name} is not the function it was made from: {error:.1e} > {SAME_FUNCTION}")
     ranges = {}
     if open_checkpoint(model.checkpoint).config["model_type"] == "llama":
         ranges = activation_ranges(model.checkpoint, model.asked.rows[:MEASURED_ROWS])
-        for name, range_ in ranges.items():
+        for activation, range_ in ranges.items():
             print(
-                f"  {name:25} first token {range_.first:7.1f} medians, others {range_.others:7.1f}, "
+                f"  {activation:25} first token {range_.first:7.1f} medians, others {range_.others:7.1f}, "
                 f"widest channel {range_.channel:6.1f}"
             )
     rows = {}
@@ -84,7 +85,8 @@ def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> 
                 examples=model.calibrating, options=CalibrationOptions(**(options or {}), threads=threads)
             ),
         )
-        row = model.asked.agreement(expected, model.asked.answers(bundle, threads))
+        answers = model.asked.answers(bundle, threads)
+        row = model.asked.agreement(expected, answers)
         gemms = Recipe.from_yaml((bundle / "recipe.yaml").read_bytes()).gemms.values() if options is not None else ()
         row |= {
             "float_products": sum(gemm.decision == "float" for gemm in gemms),
@@ -92,14 +94,21 @@ def judged(model: Model, methods: Sequence[str], folder: Path, threads: int) -> 
         }
         rows[method] = row
         print(
-            f"| {model.name} | {method} | {row['clear_flips_%']:.2f} % | {row['spearman']:.5f} | "
+            f"| {name} | {method} | {row['clear_flips_%']:.2f} % | {row['spearman']:.5f} | "
             f"{row['max_error_std']:.3f} | {row['mean_error_std']:.4f} | {row['float_products']} |",
             flush=True,
         )
+        if method == "default":
+            row["openvino"] = model.asked.agreement(answers, model.asked.answers(bundle, threads, "openvino"))
+            print(
+                f"  OpenVINO against ONNX Runtime: flips {row['openvino']['flips_%']:.3f} %, "
+                f"clear flips {row['openvino']['clear_flips_%']:.3f} %",
+                flush=True,
+            )
     return {
         "float_error_std": error,
         "answers": len(expected),
-        "ranges": {name: vars(range_) for name, range_ in ranges.items()},
+        "ranges": {activation: vars(range_) for activation, range_ in ranges.items()},
         "methods": rows,
     }
 

@@ -1,9 +1,9 @@
 """Whole models against transformers, the first table of docs/performance.md: `python benchmarks/whole_models.py`.
 
-Full-size shapes with random weights and small vocabularies (benchmarks/full_size.py), every contender in a process of its
-own (rm_runtime.bench), the same rows of ids for all, in turns. transformers runs its backbone without the head, in the
-batches a script around it has. About an hour on two cores and 12 GiB of memory; `--works` picks some, `--layers` makes
-models shallower (ratios hardly change). Random weights have no decisions to keep: docs/int8.md has what int8 does to those.
+Full-size shapes with random weights and small vocabularies (benchmarks/full_size.py), every contender in a process of
+its own (rm_runtime.bench), the same rows of ids for all, in turns. transformers runs its backbone without the head, in
+the batches a script around it has. About an hour on two cores and 12 GiB of memory; `--works` picks some, `--layers`
+makes models shallower (ratios hardly change). Random weights have no decisions to keep: docs/int8.md has those.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def measured(work: Work, checkpoint: Path, bundles: dict[str, Path], threads: in
         contenders: dict[str, Contender] = {}
         for precision, engines in work.engines.items():
             for spec in contender_specs(engines):
-                contenders[f"{spec.name}, {precision}"] = Contender(spec, settings | {"bundle": str(bundles[precision])})
+                bundle = str(bundles[precision])
+                contenders[f"{spec.name}, {precision}"] = Contender(spec, settings | {"bundle": bundle})
         for spec in contender_specs([], "hf"):
             contenders[spec.name] = Contender(spec, settings | {"bundle": str(next(iter(bundles.values())))})
         for contender in contenders.values():

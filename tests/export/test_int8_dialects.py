@@ -38,6 +38,7 @@ from rm_export.lowering.precision import LowerPrecision
 from rm_export.lowering.quantise import Quantise
 from rm_export.lowering.scales import RoundScales
 from rm_export.options import Options
+from rm_export.stages import lookups, split_stages
 from rm_export.tensors import Computed, to_float32
 from rm_runtime.prompts import ChatPrompter
 
@@ -193,6 +194,17 @@ def test_no_clear_preference_of_the_trained_demo_differs_between_the_dialects() 
     agreement = compare_scores(cpu, low)
     assert agreement.order.clear_pairs > 1000
     assert agreement.order.clear_flips == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_in_every_dialect_a_layer_reads_only_what_came_before_it(build: Build, target: str) -> None:
+    model = lower(int8(build), "int8", TARGETS[target])
+    known = {*model.graph.inputs, *(node.outputs[0] for node in lookups(model.graph))}
+    stages = split_stages(model)
+    for stage in stages:
+        assert set(stage.inputs) <= known, f"{stage.name} reads {set(stage.inputs) - known} before it is there"
+        known |= set(stage.outputs)
+    assert len(stages) > 3
 
 
 @pytest.mark.parametrize("target", TARGETS)

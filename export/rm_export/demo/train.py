@@ -222,7 +222,7 @@ def content_tokens(tokenizer: PreTrainedTokenizerFast, training: list[Comparison
     )
 
 
-def rename(input_ids: Tensor, answers: int, content: Tensor) -> Tensor:
+def rename(input_ids: Tensor, answers: int, content: Tensor, vocab_size: int = VOCAB_SIZE) -> Tensor:
     """Exchange half of the content tokens of most conversations [B, L] for random ones, alike in a question's answers.
 
     What is left to judge by is the form of an answer and whether it takes up its question, which is what can carry
@@ -231,7 +231,7 @@ def rename(input_ids: Tensor, answers: int, content: Tensor) -> Tensor:
     renamed = input_ids.clone()
     for rows in renamed.view(-1, answers, renamed.shape[1]):
         if torch.rand(()) < RENAMED:
-            names = torch.arange(VOCAB_SIZE)
+            names = torch.arange(vocab_size)
             chosen = content[torch.rand(len(content)) < 0.5]
             names[chosen] = content[torch.randint(len(content), (len(chosen),))]
             rows.copy_(names[rows])
