@@ -54,7 +54,9 @@ class Quantised:
         if self.recipe is not None:
             model, int8_tables = apply_recipe(float_graph, self.recipe), self.recipe.embeddings.decision == "int8"
         else:
-            model, int8_tables = QuantiseWeights(WEIGHT_BITS[self.precision])(float_graph).model, self.precision == "w4"
+            bits = WEIGHT_BITS[self.precision]
+            model = QuantiseWeights(bits, blocks=bits < 8 or target.int8_blocks)(float_graph).model
+            int8_tables = self.precision == "w4"
         return lower(model, self.precision, target, int8_tables and target.int8_tables)
 
 

@@ -37,7 +37,7 @@ class Quantise(ir.passes.InPlacePass):
             activation = _quantised_activation(model.graph, name, chosen[0], self.scales[name])
             for gemm in chosen:
                 gemm.node.replace_input_with(0, activation)
-                gemm.node.replace_input_with(1, _quantised_weight(model.graph, gemm))
+                gemm.node.replace_input_with(1, channel_weight(model.graph, gemm))
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -65,7 +65,8 @@ def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) 
     return widened
 
 
-def _quantised_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
+def channel_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
+    """The product's weight from int8 with a scale per output channel: what a new DequantizeLinear gives."""
     source = gemm.weight.const_value
     assert isinstance(source, StreamedTensor)
     packing = ChannelPacking(source)

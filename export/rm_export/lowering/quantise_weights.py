@@ -1,4 +1,4 @@
-"""Weight-only quantisation: int8 or int4 weights in blocks along the input axis; activations stay float."""
+"""Weight-only quantisation: int8 or int4 weights; activations stay float."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from rm_export.lowering.constants import add_constant
 from rm_export.lowering.gemms import Gemm, find_gemms
 from rm_export.lowering.packing import BlockPacking, PackedScales, PackedValues
+from rm_export.lowering.quantise import channel_weight
 from rm_export.tensors import StreamedTensor
 
 LARGEST_BLOCK = 64
@@ -19,19 +20,21 @@ SMALLEST_BLOCK = 16
 class QuantiseWeights(ir.passes.InPlacePass):
     """Requires a float32 graph. Ensures that products whose inputs fall into whole blocks read a DequantizeLinear.
 
-    Blocks are whole since TensorRT refuses a last one that is not. A target's dialect may have a product of its own
-    for this form (lowering/matmul_nbits.py).
+    A scale belongs to a block of inputs of an output channel, or to the whole channel. Blocks are whole since TensorRT
+    refuses a last one that is not. A target's dialect may have a product of its own for this form
+    (lowering/matmul_nbits.py).
     """
 
-    def __init__(self, bits: int) -> None:
-        """bits: 8 or 4."""
+    def __init__(self, bits: int, blocks: bool = True) -> None:
+        """bits: 8 or 4. blocks: False, for 8 bits only, gives a whole output channel one scale."""
         super().__init__()
-        self.bits = bits
+        self.bits, self.blocks = bits, blocks
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         gemms = [gemm for gemm in find_gemms(model.graph) if block_size(gemm) is not None]
         for gemm in gemms:
-            gemm.node.replace_input_with(1, self._blocked_weight(model.graph, gemm))
+            weight = self._blocked_weight if self.blocks else channel_weight
+            gemm.node.replace_input_with(1, weight(model.graph, gemm))
         return ir.passes.PassResult(model, modified=bool(gemms))
 
     def ensures(self, model: ir.Model) -> None:

@@ -18,7 +18,9 @@ class Target:
     products are MatMulNBits, else standard DequantizeLinear and MatMul. int8_tables: integer embedding tables can be
     looked up. own_quantisers: every product has a QuantizeLinear of its own, else those that read one activation share.
     shared_prefix: a second graph computes what rows have in common once; its engine must take any lengths.
-    softmax_precision: Attention may say in which type its softmax is computed.
+    softmax_precision: Attention may say in which type its softmax is computed. int8_blocks: 8-bit weights have a scale
+    for each block of inputs, else one for each output channel (TensorRT's blocks are of 4 bits; with 8 its compiler
+    fails on the graph of a shared prefix).
     """
 
     name: str
@@ -30,6 +32,7 @@ class Target:
     own_quantisers: bool
     shared_prefix: bool
     softmax_precision: bool
+    int8_blocks: bool
 
 
 _INTEGERS = frozenset({"int8", "w8", "w4"})
@@ -48,6 +51,7 @@ TARGETS = {
             own_quantisers=True,
             shared_prefix=True,
             softmax_precision=True,
+            int8_blocks=True,
         ),
         Target(
             "cuda",
@@ -59,6 +63,7 @@ TARGETS = {
             own_quantisers=False,
             shared_prefix=False,  # until its attention has run on a GPU
             softmax_precision=True,
+            int8_blocks=True,
         ),
         Target(
             "tensorrt",
@@ -70,6 +75,7 @@ TARGETS = {
             own_quantisers=False,
             shared_prefix=True,
             softmax_precision=False,
+            int8_blocks=False,
         ),
     )
 }
