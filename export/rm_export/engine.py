@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def build_engines(path: Path, options: EngineOptions, progress: Progress) -> tup
         records: dict[str, FileRecord] = {}
         for role, graph in bundle.manifest.graphs.items():
             profiles = profiles_of(bundle, role, options)
-            files = _compiled(package, bundle.graph_path(role), role, profiles, options, stage, progress)
+            files = _write(compile_graph(package, bundle.graph_path(role), profiles, options, progress), role, stage)
             records |= {f"{ENGINES}/{key}/{name}": record for name, record in files.items()}
             plans.append(
                 EnginePlan(
@@ -103,47 +104,65 @@ def profiles_of(bundle: Bundle, role: str, options: EngineOptions) -> tuple[Prof
     return profiles_for(role, options.buckets or default_buckets(limit), limit)
 
 
-def timing_cache_of(package: str, options: EngineOptions) -> Path:
-    """Where tactics' timings are kept, by package: TensorRT itself refuses those of another version or GPU."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return options.timing_cache or cache / "rm-export" / f"{package}.timing"
+def timing_cache_of(package: str, options: EngineOptions) -> str | None:
+    """The file that keeps how long tactics took, from build to build; None for TensorRT-RTX, which times nothing.
+
+    TensorRT itself leaves out entries of another version or GPU.
+    """
+    if package != "tensorrt":
+        return None
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-export"
+    if options.timing_cache is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return str(options.timing_cache or folder / "tensorrt.timing")
 
 
-def _compiled(
-    package: str,
-    graph: Path,
-    role: str,
-    profiles: Sequence[Profile],
-    options: EngineOptions,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, FileRecord]:
-    """Compile one graph into `folder`: its plan, TensorRT's log and its layers."""
+@dataclass(frozen=True)
+class Compiled:
+    """A graph compiled by TensorRT. plan: its buffer. log: what TensorRT and Polygraphy said, line by line.
+
+    layers: as TensorRT parsed the graph, and as it compiled it where there is a GPU to ask.
+    """
+
+    plan: Any
+    layers: Mapping[str, Any]
+    log: Sequence[str]
+
+
+def compile_graph(
+    package: str, graph: Path, profiles: Sequence[Profile], options: EngineOptions, progress: Progress
+) -> Compiled:
+    """Compile one ONNX file with `package`. Raises ExportError, in one line, if TensorRT cannot."""
     trt: Any = import_module(package)
-    cache = timing_cache_of(package, options)
-    cache.parent.mkdir(parents=True, exist_ok=True)
     with _polygraphy(package) as (backend, logger, log):
         from polygraphy.exception import PolygraphyException
 
         try:
-            typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+            typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")  # later versions know nothing else
             parsed = backend.network_from_onnx_path(str(graph), strongly_typed=typed or None)
             builder, network, parser = backend.set_decomposable_attentions(parsed)
             layers = network_layers(network)
-            config = _config(trt, package, backend, profiles, options, cache, progress)
-            plan = backend.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=str(cache))
+            config = _config(trt, package, backend, profiles, options, progress)
+            cache = timing_cache_of(package, options)
+            plan = backend.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=cache)
         except PolygraphyException:
             raise build_failure(package, trt.__version__, graph.name, log.errors) from None
         except (RuntimeError, TypeError) as error:  # what the bindings make of a null pointer
             raise build_failure(package, trt.__version__, graph.name, [*log.errors, str(error)]) from None
-        file = HashedFile(folder / f"{role}.plan")
-        file.write(memoryview(plan))
         compiled = compiled_layers(trt, logger, plan) if gpu_capability() else None
-    report = {"parsed": layers, "compiled": compiled}
+    return Compiled(plan, {"parsed": layers, "compiled": compiled}, log.lines)
+
+
+def _write(compiled: Compiled, role: str, folder: Path) -> dict[str, FileRecord]:
+    plan = HashedFile(folder / f"{role}.plan")
+    plan.write(memoryview(compiled.plan))
+    log = "".join(f"{line}\n" for line in compiled.log)
     return {
-        f"{role}.plan": file.close(),
-        f"{role}.log": write_file(folder, f"{role}.log", "".join(f"{line}\n" for line in log.lines).encode()),
-        f"{role}.layers.json": write_file(folder, f"{role}.layers.json", json.dumps(report, indent=1).encode()),
+        f"{role}.plan": plan.close(),
+        f"{role}.log": write_file(folder, f"{role}.log", log.encode()),
+        f"{role}.layers.json": write_file(
+            folder, f"{role}.layers.json", json.dumps(compiled.layers, indent=1).encode()
+        ),
     }
 
 
@@ -153,7 +172,6 @@ def _config(
     backend: Any,
     profiles: Sequence[Profile],
     options: EngineOptions,
-    cache: Path,
     progress: Progress,
 ) -> Any:
     shapes = []
@@ -162,12 +180,13 @@ def _config(
         for name, (smallest, usual, largest) in profile.items():
             shape.add(name, min=smallest, opt=usual, max=largest)
         shapes.append(shape)
+    cache = timing_cache_of(package, options)
     wanted: dict[str, Any] = {
         "profiles": shapes,
         "builder_optimization_level": options.level,
         "weight_streaming": options.weight_streaming,
         "strip_plan": options.strip,
-        "load_timing_cache": str(cache) if cache.exists() else None,
+        "load_timing_cache": cache if cache and os.path.exists(cache) else None,
         "progress_monitor": _monitor(trt, progress),
     }
     if package == "tensorrt":
@@ -225,8 +244,10 @@ def _polygraphy(package: str) -> Iterator[tuple[Any, Any, _Log]]:
     from polygraphy.logger import G_LOGGER
 
     config.USE_TENSORRT_RTX = package == "tensorrt_rtx"  # read when its backend is first imported
-    from polygraphy.backend import trt as backend
-    from polygraphy.backend.trt.util import get_trt_logger
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it advises on optional packages
+        from polygraphy.backend import trt as backend
+        from polygraphy.backend.trt.util import get_trt_logger
 
     log, logger = _Log(), logging.getLogger("Polygraphy")
     kept = (G_LOGGER.use_python_logging_system, logger.propagate, logger.level)
@@ -234,7 +255,9 @@ def _polygraphy(package: str) -> Iterator[tuple[Any, Any, _Log]]:
     logger.setLevel(logging.INFO)
     logger.addHandler(log)
     try:
-        yield backend, get_trt_logger(), log
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Polygraphy's calls, not ours
+            yield backend, get_trt_logger(), log
     finally:
         logger.removeHandler(log)
         G_LOGGER.use_python_logging_system, logger.propagate, logger.level = kept
@@ -272,6 +295,5 @@ def trtexec_command(bundle: Bundle, role: str, options: EngineOptions) -> str:
     if options.level is not None:
         parts.append(f"--builderOptimizationLevel={options.level}")
     parts += ["--allowWeightStreaming"] * options.weight_streaming + ["--stripWeights"] * options.strip
-    package = installed_package() or "tensorrt"
-    parts.append(f"--timingCacheFile={timing_cache_of(package, options)}")
+    parts.append(f"--timingCacheFile={timing_cache_of('tensorrt', options)}")
     return shlex.join(parts)
