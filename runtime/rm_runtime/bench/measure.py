@@ -36,7 +36,8 @@ class BenchSettings:
     engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender
     runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
     None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names.
-    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file.
+    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file. share_prefixes:
+    of the bundle's engines. one_at_a_time: each contender is opened, measured and closed before the next is opened.
     """
 
     engines: tuple[str, ...] = ("auto",)
@@ -54,6 +55,8 @@ class BenchSettings:
     checkpoint: str | None = None
     reference_batch_rows: int = 8
     chats: Path | None = None
+    share_prefixes: bool = True
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         """Raises RequestError for a value that nothing can be measured with."""
@@ -77,7 +80,8 @@ def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = 
     bundle = open_bundle(path)
     rows = rows_of(bundle, settings.queries, settings.seed, settings.chats)
     machine = machine_facts()
-    reports = _measured(specs, bundle, rows, settings, on_step)
+    fields = [[spec] for spec in specs] if settings.one_at_a_time else [specs]
+    reports = [report for field in fields for report in _measured(field, bundle, rows, settings, on_step)]
     if all(report["failure"] for report in reports):
         raise EngineError("; ".join(report["failure"] for report in reports))
     manifest = bundle.manifest
@@ -114,12 +118,14 @@ def _measured(
     settings: BenchSettings,
     on_step: Callable[[str], None],
 ) -> list[dict[str, Any]]:
+    """The reports of contenders that are open together and take turns."""
     start = {
         "bundle": str(bundle.path),
         "checkpoint": settings.checkpoint,
         "threads": settings.threads,
         "device": settings.device,
         "batch_tokens": settings.batch_tokens,
+        "share_prefixes": settings.share_prefixes,
         "batch_rows": settings.reference_batch_rows,
         "rows": [row.tolist() for row in rows.ids],
     }
