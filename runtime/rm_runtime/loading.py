@@ -37,7 +37,9 @@ def load(
     One short chat is scored at once, which warms the engine up and finds weights that are not finite.
     Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
     """
-    chosen = RequestOptions(**options, **({} if batch_tokens is None else {"batch_tokens": batch_tokens}))
+    chosen = RequestOptions(**options)
+    if batch_tokens is not None:
+        chosen = replace(chosen, batch_tokens=batch_tokens)
     bundle = open_bundle(path, verify)
     if batch_tokens is None and device in (None, "cpu") and bundle.manifest.target == "cpu":
         free = available_bytes() - bundle.weight_bytes

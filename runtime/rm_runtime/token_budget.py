@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_runtime.batching import DEFAULT_BATCH_TOKENS
+from rm_runtime.engines.choice import ENCODERS
 
 LEAST_BATCH_TOKENS = 256
 """Below it the engine reads all weights for little work; a row longer than the budget is run alone anyway."""
+
+ENCODER_IDS = 2048
+"""The longest rows an encoder is given: PairRM's input and two candidates."""
 
 SHARE_OF_MEMORY = 0.5
 """Of what is left, for activations: requests come from several threads, and others live on the machine too."""
@@ -24,9 +28,12 @@ def token_budget(architecture: Mapping[str, Any], free_bytes: float) -> int:
 
 
 def activation_bytes(architecture: Mapping[str, Any]) -> int:
-    """What the layer in work holds for one id: eight vectors of the hidden size and three of the inner one, float32.
+    """What the layer in work holds for one id, in float32; 1 if the sizes are not known.
 
-    Source: benchmarks/batch_tokens.py, whose peaks per id this bounds on both engines. 1 if the sizes are not known.
+    Nine vectors of the hidden size and six of the inner one; in encoders, whose attention is written out, also six rows
+    of scores a head. Source: benchmarks/batch_tokens.py, whose peaks per id this bounds on both engines.
     """
-    sizes = 8 * architecture.get("hidden_size", 0) + 3 * architecture.get("intermediate_size", 0)
-    return max(1, 4 * int(sizes))
+    floats = 9 * architecture.get("hidden_size", 0) + 6 * architecture.get("intermediate_size", 0)
+    if architecture.get("model_type") in ENCODERS:
+        floats += 6 * architecture.get("num_heads", 0) * ENCODER_IDS
+    return max(1, 4 * int(floats))
