@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from rm_runtime.batching import DEFAULT_BATCH_TOKENS
 from rm_runtime.console import run_command
 from rm_runtime.engines import ENGINES
 
@@ -59,7 +58,7 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--batch-tokens",
             type=click.IntRange(min=1),
-            help=f"Token ids a batch may hold, padding included. Default: {DEFAULT_BATCH_TOKENS}, or what fits memory.",
+            help="Token ids a batch may hold, padding included. Default: by the kind of model and the memory left.",
         ),
         click.option(
             "--share-prefixes/--no-share-prefixes",
@@ -160,7 +159,7 @@ def rank(**arguments: Any) -> int:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant.")
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=DEFAULT_BATCH_TOKENS, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Default: as score takes it.")
 @click.option("--share-prefixes/--no-share-prefixes", default=True, show_default=True, help="Of the bundle's engines.")
 @click.option("--one-at-a-time", is_flag=True, help="No two contenders open at once: for models that fill the memory.")
 @click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), metavar="F.json")

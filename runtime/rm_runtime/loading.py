@@ -8,10 +8,9 @@ from typing import Any
 
 from rm_runtime.bundle import open_bundle
 from rm_runtime.engines import open_engine
-from rm_runtime.engines.memory import available_bytes
 from rm_runtime.families import model_class
 from rm_runtime.options import RequestOptions
-from rm_runtime.token_budget import token_budget
+from rm_runtime.token_budget import default_batch_tokens
 
 
 def load(
@@ -32,18 +31,15 @@ def load(
     affinity and CPU quota grant. device: "cpu", "cuda", "cuda:1", None = what the bundle was exported for. verify:
     also check every file's hash. share_prefixes: compute what the rows of a request have in common once, in a second
     graph, which is opened when it first pays and takes memory of its own (docs/performance.md). batch_tokens: ids,
-    padding included, that one batch may hold, None = DEFAULT_BATCH_TOKENS or what memory allows on the CPU. options:
+    padding included, that one batch may hold, None = the default of the model's kind or what memory allows. options:
     RequestOptions fields (truncation, special_text).
     One short chat is scored at once, which warms the engine up and finds weights that are not finite.
     Raises BundleError if the bundle is damaged, EngineError if no engine can run it.
     """
     chosen = RequestOptions(**options)
-    if batch_tokens is not None:
-        chosen = replace(chosen, batch_tokens=batch_tokens)
     bundle = open_bundle(path, verify)
-    if batch_tokens is None and device in (None, "cpu") and bundle.manifest.target == "cpu":
-        free = available_bytes() - bundle.weight_bytes
-        chosen = replace(chosen, batch_tokens=token_budget(bundle.manifest.architecture, free))
+    budget = default_batch_tokens(bundle, device) if batch_tokens is None else batch_tokens
+    chosen = replace(chosen, batch_tokens=budget)
     opened = open_engine(bundle, engine, threads, device, share_prefixes)
     model = model_class(bundle.manifest.family)(bundle, opened, chosen)
     model.probe()

@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 
 from fake_models import write_scalar_bundle
-from rm_runtime import RequestError, engines, load, loading
+from rm_runtime import RequestError, engines, load
+from rm_runtime import token_budget as rm_budget
 from rm_runtime.batching import DEFAULT_BATCH_TOKENS
 from rm_runtime.bundle import Bundle, open_bundle
 from rm_runtime.engines import onnxruntime_engine, open_engine
 from rm_runtime.engines.memory import available_bytes
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
-from rm_runtime.token_budget import LEAST_BATCH_TOKENS, activation_bytes, token_budget
+from rm_runtime.token_budget import ENCODER_BATCH_TOKENS, LEAST_BATCH_TOKENS, activation_bytes, token_budget
 
 UNIFIED = "sys/fs/cgroup"
 MEMORY = "sys/fs/cgroup/memory"
@@ -78,6 +79,7 @@ def test_a_batch_holds_the_default_unless_its_activations_would_not_fit() -> Non
     assert token_budget(LLAMA_8B, math.inf) == DEFAULT_BATCH_TOKENS
     assert token_budget(LLAMA_8B, 2 * 1000 * a_token) == 1000
     assert token_budget(LLAMA_8B, -1e9) == LEAST_BATCH_TOKENS
+    assert token_budget({"model_type": "deberta-v2", "hidden_size": 1024}, math.inf) == ENCODER_BATCH_TOKENS
     assert token_budget({}, 1e6) == DEFAULT_BATCH_TOKENS
 
 
@@ -89,8 +91,8 @@ def bundle(tmp_path: Path) -> Bundle:
 def test_load_takes_the_budget_that_fits_or_the_one_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bundle, "weight_bytes", property(lambda self: 1000))
     budgets: list[float] = []
-    monkeypatch.setattr(loading, "token_budget", lambda architecture, free: budgets.append(free) or 777)
-    monkeypatch.setattr(loading, "available_bytes", lambda: 5000.0)
+    monkeypatch.setattr(rm_budget, "token_budget", lambda architecture, free: budgets.append(free) or 777)
+    monkeypatch.setattr(rm_budget, "available_bytes", lambda: 5000.0)
     assert load(bundle.path, "onnxruntime", threads=1).options.batch_tokens == 777
     assert budgets == [4000]
     assert load(bundle.path, "onnxruntime", threads=1, batch_tokens=55).options.batch_tokens == 55
