@@ -37,7 +37,8 @@ class BenchSettings:
     runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
     None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names.
     reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file. share_prefixes,
-    batch_tokens: of the bundle's engines, as load has them. one_at_a_time: each contender is opened, measured and closed before the next is opened.
+    batch_tokens: of the bundle's engines, as load has them. one_at_a_time: each contender is opened, measured and
+    closed before the next is opened.
     """
 
     engines: tuple[str, ...] = ("auto",)
