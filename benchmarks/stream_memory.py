@@ -35,9 +35,11 @@ def main() -> None:
             with source.open("w", encoding="utf-8") as file:
                 file.writelines(itertools.islice(itertools.cycle(lines), count))
             command = [sys.executable, "-c", PROGRAM, "score", arguments.bundle, "-i", str(source), "-o", "/dev/null"]
-            ran = run_watched([*command, "--threads", "1"], Path(folder), limit_gib=8, limit_seconds=3600)
+            ran = run_watched(
+                [*command, "--threads", "1"], Path(folder), limit_gib=1, limit_seconds=4 * 3600, free_gib=0
+            )
             size = f"{source.stat().st_size / 1e6:.0f} MB"
-            rate = f"{count / ran.seconds:.0f}"
+            rate = "" if ran.failure else f"{count / ran.seconds:.0f}"
             peak = ran.failure or f"{ran.peak_gib:.3f} GiB"
             print(f"| {count} | {size} | {ran.seconds:.1f} s | {rate} | {peak} |", flush=True)
 

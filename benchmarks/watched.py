@@ -12,7 +12,7 @@ from pathlib import Path
 
 POLL_SECONDS = 0.05
 FREE_GIB = 1.5
-"""The command is also killed when the machine has less than this available."""
+"""The command is also killed when the machine has less than this available, unless it is small itself."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,13 @@ class Watched:
     failure: str | None
 
 
-def run_watched(command: Sequence[str], folder: Path, limit_gib: float, limit_seconds: float) -> Watched:
-    """Run it with its temporary files and its output (log.txt) in `folder`; kill it beyond either limit."""
+def run_watched(
+    command: Sequence[str], folder: Path, limit_gib: float, limit_seconds: float, free_gib: float = FREE_GIB
+) -> Watched:
+    """Run it with its temporary files and its output (log.txt) in `folder`; kill it beyond a limit.
+
+    free_gib: what the machine must have left; 0 for a command that is itself too small to be what fills it.
+    """
     began, killed, log, peak = time.perf_counter(), None, folder / "log.txt", 0.0
     environment = {**os.environ, "TMPDIR": str(folder)}
     with log.open("wb") as output:
@@ -40,7 +45,7 @@ def run_watched(command: Sequence[str], folder: Path, limit_gib: float, limit_se
         peak = max(peak, _gib(status, "VmHWM"))
         resident, free = _gib(status, "VmRSS"), _gib("/proc/meminfo", "MemAvailable")
         seconds = time.perf_counter() - began
-        if killed is None and (resident > limit_gib or free < FREE_GIB or seconds > limit_seconds):
+        if killed is None and (resident > limit_gib or free < free_gib or seconds > limit_seconds):
             killed = f"killed after {seconds:.0f} s at {resident:.1f} GiB, {free:.1f} GiB left on the machine"
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)

@@ -60,6 +60,8 @@ _REPORT = {
         "checkpoint": None,
         "chats": None,
         "reference_batch_rows": 8,
+        "share_prefixes": True,
+        "one_at_a_time": False,
     },
     "rows": {
         "count": 4,

@@ -12,8 +12,8 @@ from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.shared_prefixes import plan_shared_prefixes
 
 DEFAULT_BATCH_TOKENS = 4096
-"""Ids, padding included, that one batch may hold: enough for full matrix products, small enough for any memory."""
-
+"""Ids, padding included, that one batch may hold. Decoders hardly depend on it (benchmarks/batch_tokens.py), and
+best-of-n behind a long prompt fits whole. rm_runtime.token_budget lowers it for encoders and where memory is short."""
 
 MAX_PADDING = 0.1
 """Share of a batch's ids that may be padding: work that an engine does for nothing."""

@@ -29,6 +29,11 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights beside the graphs, which share them."""
+        return sum(record.size for name, record in self.manifest.files.items() if name.endswith(".data"))
+
     def graph_path(self, role: str = "plain") -> Path:
         """The ONNX file of that role: "plain", or "prefix" where the bundle has one."""
         name = self.manifest.graphs.get(role)

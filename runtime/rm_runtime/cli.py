@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from rm_runtime.batching import DEFAULT_BATCH_TOKENS
 from rm_runtime.console import run_command
 from rm_runtime.engines import ENGINES
 
@@ -59,10 +58,15 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--batch-tokens",
             type=click.IntRange(min=1),
-            default=DEFAULT_BATCH_TOKENS,
-            show_default=True,
-            help="Token ids a batch may hold, padding included.",
+            help="Token ids a batch may hold, padding included. Default: by the kind of model and the memory left.",
         ),
+        click.option(
+            "--share-prefixes/--no-share-prefixes",
+            default=True,
+            show_default=True,
+            help="Compute what rows have in common once, in a second graph, which takes memory of its own.",
+        ),
+        click.option("--verify", is_flag=True, help="Check the hash of every file of the bundle first."),
         click.option(
             "--truncation",
             type=click.Choice(["cut", "error"]),
@@ -155,7 +159,9 @@ def rank(**arguments: Any) -> int:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant.")
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=DEFAULT_BATCH_TOKENS, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Default: as score takes it.")
+@click.option("--share-prefixes/--no-share-prefixes", default=True, show_default=True, help="Of the bundle's engines.")
+@click.option("--one-at-a-time", is_flag=True, help="No two contenders open at once: for models that fill the memory.")
 @click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), metavar="F.json")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="F.svg|F.html")
 @click.option(
@@ -218,11 +224,13 @@ def _answer_file(bundle: Path, source: str, output: str, ranking: bool, **option
     """Returns the exit status: 1 if a line failed."""
     from rm_runtime.jsonl import answer_lines
     from rm_runtime.loading import load
+    from rm_runtime.reading_progress import reading_progress
 
     lines = failed = 0
     with _opened_output(output) as sink, _opened_input(source) as stream:
         model = load(bundle, **options)
-        with _progress(stream, shown=source != _STREAM and not sink.isatty()) as advance:
+        shown = source != _STREAM and not sink.isatty()
+        with reading_progress(stream, sys.stderr) if shown else contextlib.nullcontext(lambda: None) as advance:
             for answers in answer_lines(model, stream, ranking=ranking):
                 sink.write("".join(f"{answer.text}\n" for answer in answers).encode("utf-8"))
                 sink.flush()
@@ -267,18 +275,3 @@ def _opened_output(path: str) -> Iterator[BinaryIO]:
     except BaseException:
         written.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def _progress(stream: BinaryIO, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal, in bytes of input; the callable moves it to where the input was read to."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring", total=os.fstat(stream.fileno()).st_size)
-        yield lambda: bar.update(task, completed=stream.tell())

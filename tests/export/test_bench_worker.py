@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import checkpoints
+from rm_export import bench_worker
 from rm_export.bench_worker import open_hugging_face
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import ExportError
 from rm_export.exporter import export_checkpoint
+from rm_runtime.batching import pad_rows
 from rm_runtime.bench.measure import BenchSettings, bench
 from rm_runtime.bench.report_schema import report_fault
 from rm_runtime.bench.rows import rows_of
@@ -43,6 +45,19 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def settings_of(bundle: Path, contender: str, **changes: Any) -> dict[str, Any]:
     common = {"bundle": str(bundle), "contender": contender, "checkpoint": None, "threads": 1, "batch_rows": 3}
     return {**common, **changes}
+
+
+def test_the_reference_takes_rows_in_the_order_they_come_a_batch_at_a_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, batches = open_hugging_face(settings_of(bundle, "hf-float32")), []
+    rows = rows_of(open_bundle(bundle), 7, seed=0).ids
+    monkeypatch.setattr(
+        bench_worker, "pad_rows", lambda batch, pad: batches.append([len(row) for row in batch]) or pad_rows(batch, pad)
+    )
+    subject.run(rows)
+    lengths = [len(row) for row in rows]
+    assert batches == [lengths[:3], lengths[3:6], lengths[6:]]
 
 
 def test_every_family_runs_in_both_precisions_and_a_row_does_not_depend_on_its_batch(bundle: Path) -> None:

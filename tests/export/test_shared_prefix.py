@@ -1,7 +1,7 @@
 """The graph that computes a common prefix once scores as the plain graph does, for every causal family and backbone.
 
 Tolerance, relative to the standard deviation of each output over 40 rows: 1e-5 in float32. The same numbers are added
-up; only attention's sums over keys may be blocked otherwise. int8: no pair of rows is ordered otherwise.
+up; only attention's sums over keys may be blocked otherwise. int8: no clear preference is turned.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     return opened(checkpoint, tmp_path_factory.mktemp("bundles") / "fp32", "fp32")
 
 
+@pytest.fixture(scope="module")
+def quantised(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return opened(checkpoint, tmp_path_factory.mktemp("bundles") / "int8", "int8")
+
+
 def opened(checkpoint: Checkpoint, folder: Path, precision: str, engine: str = "onnxruntime") -> Exported:
     bundle = open_bundle(export_checkpoint(checkpoint, folder, precision=precision, quantisation=QUANTISATION))
     plain = open_engine(bundle, engine, threads=1, share_prefixes=False)
@@ -117,6 +122,16 @@ GROUPS = st.tuples(st.integers(1, 60), st.lists(st.integers(0, 30), min_size=1, 
 """How many ids rows have in common, how many of their own, seed of the ids."""
 
 
+def rows_in_groups(bundle: Bundle, groups: Sequence[tuple[int, list[int], int]]) -> list[NDArray[np.int64]]:
+    """Rows that can be scored; those of a group begin alike."""
+    rows = []
+    for length, own, seed in groups:
+        rng = np.random.default_rng(seed)
+        before = with_gate(bundle, rng.integers(5, VOCABULARY, 40 + length))
+        rows += [np.concatenate([before, rng.integers(5, VOCABULARY, count)]) for count in own]
+    return rows
+
+
 @given(GROUPS, st.sampled_from(["in common", "own", "none"]))
 @settings(max_examples=15, deadline=None)
 def test_scores_are_those_of_the_rows_in_full(exported: Exported, group: tuple[int, list[int], int], gate: str) -> None:
@@ -148,15 +163,23 @@ def test_the_gate_token_may_be_before_across_or_behind_the_end_of_the_prefix(tmp
 def test_requests_have_the_scores_of_the_plain_graph(
     exported: Exported, groups: list[tuple[int, list[int], int]], budget: int
 ) -> None:
-    rows = []
-    for length, own, seed in groups:
-        rng = np.random.default_rng(seed)
-        before = with_gate(exported.bundle, rng.integers(5, VOCABULARY, 40 + length))
-        rows += [np.concatenate([before, rng.integers(5, VOCABULARY, count)]) for count in own]
-    pad = exported.bundle.manifest.pad_token_id
+    rows, pad = rows_in_groups(exported.bundle, groups), exported.bundle.manifest.pad_token_id
     one, other = (run_rows(engine, rows, pad, budget) for engine in (exported.plain, exported.both))
     assert not np.isnan(one["score"]).any()
     assert_equal_scores(exported, one, other)
+
+
+@given(st.lists(GROUPS, min_size=1, max_size=3), st.integers(60, 600))
+@settings(max_examples=6, deadline=None)
+def test_int8_requests_flip_no_clear_preference(
+    quantised: Exported, groups: list[tuple[int, list[int], int]], budget: int
+) -> None:
+    """Clear: beyond 0.1 deviations of the 40 rows' scores, as the budget of an export counts flips."""
+    rows, pad = rows_in_groups(quantised.bundle, groups), quantised.bundle.manifest.pad_token_id
+    one, other = (run_rows(engine, rows, pad, budget)["score"] for engine in (quantised.plain, quantised.both))
+    margins, shared_margins = (scores[:, None] - scores for scores in (one, other))
+    clear = np.abs(margins) > 0.1 * quantised.spread["score"]
+    assert not (clear & (margins * shared_margins <= 0)).any()
 
 
 def test_a_row_that_cannot_be_scored_is_nan_and_no_other_is(exported: Exported) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import json
 import os
@@ -18,8 +20,9 @@ from typing import Any
 import pytest
 
 from fake_models import write_scalar_bundle
-from rm_runtime import load
-from rm_runtime.cli import main
+from rm_runtime import load, loading
+from rm_runtime.cli import cli, main
+from rm_runtime.options import RequestOptions
 
 TESTS = Path(__file__).parent.parent
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
@@ -275,6 +278,24 @@ def test_a_terminal_shows_how_much_of_the_file_is_done(bundle: str, tmp_path: Pa
     size = f"{source.stat().st_size / 1024:.1f}"
     shown = terminal_of(bundle, source, tmp_path / "out.jsonl").decode()
     assert f"{size}/{size} KiB" in shown
+
+
+@pytest.mark.parametrize("command", ["score", "rank"])
+def test_every_option_of_load_and_of_requests_is_one_of_the_command(command: str) -> None:
+    choices = {*inspect.signature(load).parameters, *(field.name for field in dataclasses.fields(RequestOptions))}
+    assert choices - {"path", "options"} <= {parameter.name for parameter in cli.commands[command].params}
+
+
+def test_what_the_command_was_told_reaches_load(
+    bundle: str, lines: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(loading, "load", lambda path, **options: told.append(options) or load(path, **options))
+    assert main(["score", bundle, "-i", str(lines), "--no-share-prefixes", "--verify", "--batch-tokens", "9"]) == 0
+    assert main(["score", bundle, "-i", str(lines)]) == 0
+    chosen = [tuple(options[name] for name in ("share_prefixes", "verify", "batch_tokens")) for options in told]
+    assert chosen == [(False, True, 9), (True, False, None)]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", [[], ["score"], ["rank"], ["bench"]])

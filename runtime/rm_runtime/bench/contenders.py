@@ -124,7 +124,7 @@ class Contender:
     def _death(self) -> str:
         status = self._process.wait()
         if status == -9:
-            return "its process was killed; the machine may be short of memory, measure fewer contenders at once"
+            return "its process was killed; the machine may be short of memory, measure with --one-at-a-time"
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         return (lines or [f"its process ended with status {status}"])[-1][:_LINE]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rm_runtime.batching import DEFAULT_BATCH_TOKENS
 from rm_runtime.bench.contenders import Contender, ContenderSpec, contender_specs
 from rm_runtime.bench.machine import machine_facts
 from rm_runtime.bench.rows import rows_of
@@ -16,6 +15,7 @@ from rm_runtime.bench.scenarios import offline, server, single_stream
 from rm_runtime.bundle import MANIFEST_NAME, open_bundle
 from rm_runtime.engines import chosen_engine
 from rm_runtime.errors import EngineError, RequestError
+from rm_runtime.token_budget import default_batch_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,9 @@ class BenchSettings:
     engines, versus: as rm_runtime.bench.contenders.contender_specs. queries: rows. warmup: rows that each contender
     runs before anything counts, after the longest one. rounds: of Offline. rate: of Server in conversations per second,
     None = the highest that keeps p99_ms. checkpoint: of the reference, None = the one the bundle names.
-    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file.
+    reference_batch_rows: rows a reference takes at once, in the order they come. chats: a JSONL file. share_prefixes,
+    batch_tokens: of the bundle's engines, as load has them. one_at_a_time: each contender is opened, measured and
+    closed before the next is opened.
     """
 
     engines: tuple[str, ...] = ("auto",)
@@ -50,15 +52,17 @@ class BenchSettings:
     p99_ms: float = 1000.0
     threads: int | None = None
     device: str | None = None
-    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_tokens: int | None = None
     checkpoint: str | None = None
     reference_batch_rows: int = 8
     chats: Path | None = None
+    share_prefixes: bool = True
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         """Raises RequestError for a value that nothing can be measured with."""
         for name in ("queries", "rounds", "batch_tokens", "reference_batch_rows"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)}: at least 1")
         if self.warmup < 0 or self.p99_ms <= 0 or (self.rate is not None and self.rate <= 0):
             raise RequestError("warmup must not be negative, p99_ms and rate must be above 0")
@@ -75,9 +79,12 @@ def bench(path: Path, settings: BenchSettings, on_step: Callable[[str], None] = 
     """
     specs = contender_specs(settings.engines, settings.versus)
     bundle = open_bundle(path)
+    if settings.batch_tokens is None:
+        settings = replace(settings, batch_tokens=default_batch_tokens(bundle, settings.device))
     rows = rows_of(bundle, settings.queries, settings.seed, settings.chats)
     machine = machine_facts()
-    reports = _measured(specs, bundle, rows, settings, on_step)
+    fields = [[spec] for spec in specs] if settings.one_at_a_time else [specs]
+    reports = [report for field in fields for report in _measured(field, bundle, rows, settings, on_step)]
     if all(report["failure"] for report in reports):
         raise EngineError("; ".join(report["failure"] for report in reports))
     manifest = bundle.manifest
@@ -114,12 +121,14 @@ def _measured(
     settings: BenchSettings,
     on_step: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    start = {
+    """The reports of contenders that are open together and take turns."""
+    start: dict[str, Any] = {
         "bundle": str(bundle.path),
         "checkpoint": settings.checkpoint,
         "threads": settings.threads,
         "device": settings.device,
         "batch_tokens": settings.batch_tokens,
+        "share_prefixes": settings.share_prefixes,
         "batch_rows": settings.reference_batch_rows,
         "rows": [row.tolist() for row in rows.ids],
     }
@@ -144,7 +153,7 @@ def _measured(
         if "server" in settings.scenarios and (runs := field.runs()):
             on_step("server")
             bound, seed = settings.p99_ms, settings.seed
-            field.note("server", server(runs, lengths, settings.batch_tokens, bound, seed, settings.rate))
+            field.note("server", server(runs, lengths, start["batch_tokens"], bound, seed, settings.rate))
         return field.reports()
 
 

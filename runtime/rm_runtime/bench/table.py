@@ -23,6 +23,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     load, cores = machine["load_average"], machine["cores"]["machine"]
     if load is not None and cores is not None and load > BUSY * cores:
         yield f"the machine was busy (load {load:.1f} on {cores} cores): times are too long, ratios rough"
+    if report["settings"]["one_at_a_time"]:
+        yield "contenders were measured one after the other, not in turns: their ratios want a quiet machine"
     yield ""
     cells = [_HEADER, *(_cells(contender) for contender in report["contenders"] if not contender["failure"])]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]

@@ -45,7 +45,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class EngineSubject:
-    """A bundle's plain graph in an engine, with the runtime's own batches."""
+    """A bundle in an engine, with the runtime's own batches and shared prefixes."""
 
     engine: str
     versions: Mapping[str, str]
@@ -58,14 +58,15 @@ class EngineSubject:
 
 
 def open_engine_subject(settings: dict[str, Any]) -> Subject:
-    """settings: bundle (folder), contender (an engine's name or "auto"), threads, device, batch_tokens."""
+    """settings: bundle (folder), contender (an engine or "auto"), threads, device, batch_tokens, share_prefixes."""
     from rm_runtime.batching import run_rows
     from rm_runtime.bench.machine import versions_of
     from rm_runtime.bundle import open_bundle
     from rm_runtime.engines import open_engine
 
     bundle = open_bundle(settings["bundle"])
-    engine = open_engine(bundle, settings["contender"], settings["threads"], settings["device"])
+    common = (settings["threads"], settings["device"], settings["share_prefixes"])
+    engine = open_engine(bundle, settings["contender"], *common)
 
     def outputs(rows: Sequence[Ids]) -> Mapping[str, NDArray[np.float32]]:
         return run_rows(engine, rows, bundle.manifest.pad_token_id, settings["batch_tokens"])

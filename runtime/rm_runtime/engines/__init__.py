@@ -12,6 +12,7 @@ from typing import Any
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.choice import cpu_flags, preferred
 from rm_runtime.engines.cuda import gpu_capability
+from rm_runtime.engines.memory import available_bytes
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.engines.tensorrt_plans import PACKAGES as TENSORRT_PACKAGES
@@ -31,23 +32,25 @@ Opener = Callable[[Bundle, int | None, str | None, str], Engine]
 class EngineRecord:
     """Where an engine is: our module and its function that opens a bundle's graph, its packages, their extra.
 
-    packages: any one of them will do.
+    packages: any one of them will do. runs_from_file: weights that do not fit into memory once more stay in their
+    file, mapped.
     """
 
     module: str
     opener: str
     packages: tuple[str, ...]
     extra: str
+    runs_from_file: bool
 
     def installed(self) -> bool:
         return any(find_spec(package) is not None for package in self.packages)
 
 
 ENGINES = {
-    "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", ("onnxruntime",), "cpu"),
-    "openvino": EngineRecord("openvino_engine", "open_float32", ("openvino",), "openvino"),
-    "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", ("openvino",), "openvino"),
-    "tensorrt": EngineRecord("tensorrt_engine", "open_plan", TENSORRT_PACKAGES, "tensorrt"),
+    "onnxruntime": EngineRecord("onnxruntime_engine", "open_bundle_graph", ("onnxruntime",), "cpu", True),
+    "openvino": EngineRecord("openvino_engine", "open_float32", ("openvino",), "openvino", False),
+    "openvino-bf16": EngineRecord("openvino_engine", "open_bfloat16", ("openvino",), "openvino", False),
+    "tensorrt": EngineRecord("tensorrt_engine", "open_plan", TENSORRT_PACKAGES, "tensorrt", True),
 }
 
 
@@ -63,7 +66,8 @@ def open_engine(
     engine: "auto" takes the installed one that was measured to be fastest for this CPU and precision, of those that
     decide as the bundle does (rm_runtime.engines.choice). threads: how many the engine may use, None = all that this
     process may run on. device: "cpu", "cuda" or "cuda:1", None = the engine's best for this bundle. share_prefixes:
-    a SharedPrefixEngine if the bundle has the graph for it, which is opened when it is first needed.
+    a SharedPrefixEngine if the bundle has the graph for it, which is opened when it is first needed, and if memory is
+    left for the second copy of the weights that some engines make of it.
     Raises EngineError if none is installed, or the chosen one cannot run the bundle.
     """
     if threads is not None and threads < 1:
@@ -71,8 +75,9 @@ def open_engine(
     if engine == "auto":
         engine = chosen_engine(bundle, device)
     opener = _opener(engine)
+    fits = ENGINES[engine].runs_from_file or 2 * bundle.weight_bytes <= available_bytes()
     plain = opener(bundle, threads, device, "plain")
-    if not share_prefixes or PREFIX_ROLE not in bundle.manifest.graphs:
+    if not share_prefixes or not fits or PREFIX_ROLE not in bundle.manifest.graphs:
         return plain
     return SharedPrefixEngine(plain, lambda: opener(bundle, threads, device, PREFIX_ROLE))
 

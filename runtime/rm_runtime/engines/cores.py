@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_UNIFIED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
-_CPU_CONTROLLER = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
+from rm_runtime.engines.control_groups import group_folders, words_of
 
 
 def usable_cores() -> int:
@@ -20,38 +19,14 @@ def usable_cores() -> int:
 def cpu_quota(root: Path = Path("/")) -> float:
     """CPU time per second of wall time that control groups (version 1 or 2) grant this process; infinite if unlimited.
 
-    A group is bound by every group above it. Inside a container the process's own path may not be visible: the mount's
-    top is then the container's group, and it is always read.
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us).
     """
-    return min((quota for group in _groups(root) for quota in _quotas(group)), default=math.inf)
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the process's CPU groups, own ones and those above, that may hold a quota."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # no Linux, or /proc is hidden
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        mounts = _CPU_CONTROLLER if "cpu" in controllers.split(",") else () if controllers else _UNIFIED
-        own = Path(path.lstrip("/"))
-        for mount in mounts:
-            for step in (own, *own.parents):
-                yield root / mount / step
+    return min((quota for group in group_folders("cpu", root) for quota in _quotas(group)), default=math.inf)
 
 
 def _quotas(group: Path) -> Iterator[float]:
     """The quota a group's folder states, in either version's form; none if it states none."""
-    stated = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
+    stated = words_of(group / "cpu.max") or words_of(group / "cpu.cfs_quota_us") + words_of(group / "cpu.cfs_period_us")
     if len(stated) == 2 and stated[0] not in ("max", "-1"):
         quota, period = map(int, stated)
         yield quota / period
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []

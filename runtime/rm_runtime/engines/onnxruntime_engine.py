@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.cores import usable_cores
 from rm_runtime.engines.failures import load_failure, run_failure
+from rm_runtime.engines.memory import available_bytes
 from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
@@ -56,6 +57,9 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, r
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if kind == "cpu" and bundle.weight_bytes > available_bytes():
+        # its own layout of the weights does not fit: slower, from pages of the file that the kernel may drop
+        options.add_session_config_entry("session.disable_prepacking", "1")
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":
         provider = (provider, {"device_id": int(index or 0)})

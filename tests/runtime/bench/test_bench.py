@@ -19,6 +19,7 @@ from rm_runtime.bench.contenders import Contender, ContenderSpec, contender_spec
 from rm_runtime.bench.machine import machine_facts, versions_of
 from rm_runtime.bench.measure import BenchSettings, bench
 from rm_runtime.bench.report_schema import report_fault
+from rm_runtime.bench.table import report_lines
 from rm_runtime.bench.worker import memory
 from rm_runtime.cli import main
 from rm_runtime.engines import ENGINES, EngineRecord
@@ -40,6 +41,7 @@ def measured(bundle: Path) -> dict[str, Any]:
 
 def settings_of(bundle: Path, **changes: Any) -> dict[str, Any]:
     common = {"threads": 1, "device": None, "batch_tokens": 64, "batch_rows": 8, "checkpoint": None}
+    common |= {"share_prefixes": True}
     return {"bundle": str(bundle), **common, "rows": [[1, 2, 3], [4]], **changes}
 
 
@@ -61,6 +63,27 @@ def test_only_the_scenarios_asked_for_are_run(bundle: Path) -> None:
     (only,) = bench(bundle, BenchSettings(scenarios=("offline",), **FEW))["contenders"]  # type: ignore[arg-type]  # mixed
     assert "offline" in only
     assert not {"single_stream", "server"} & set(only)
+
+
+def test_one_at_a_time_no_two_contenders_are_open_together(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    still_open: list[list[str]] = []
+
+    class Watched(Contender):
+        def __init__(self, spec: ContenderSpec, settings: dict[str, Any]) -> None:
+            super().__init__(spec, settings)
+            still_open.append([*(still_open[-1] if still_open else []), spec.name])
+
+        def close(self) -> int | None:
+            still_open.append([name for name in still_open[-1] if name != self.spec.name])
+            return super().close()
+
+    monkeypatch.setattr(measure, "Contender", Watched)
+    settings = BenchSettings(("onnxruntime", "openvino"), scenarios=("offline",), one_at_a_time=True, **FEW)  # type: ignore[arg-type]  # mixed
+    found = bench(bundle, settings)
+    assert still_open == [["onnxruntime"], [], ["openvino"], []]
+    assert report_fault(found) is None
+    assert [one["offline"]["seconds"] > 0 for one in found["contenders"]] == [True, True]
+    assert any("one after the other" in line for line in report_lines(found))
 
 
 def test_a_contender_that_cannot_be_opened_is_named_and_the_others_are_measured(
@@ -121,7 +144,7 @@ def test_peak_memory_is_that_of_the_contenders_own_process(bundle: Path) -> None
 
 
 def test_all_means_every_engine_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = EngineRecord("nothing", "open", "a_package_that_is_not_there", "nothing")
+    missing = EngineRecord("nothing", "open", "a_package_that_is_not_there", "nothing", False)
     monkeypatch.setitem(ENGINES, "missing", missing)
     names = [spec.name for spec in contender_specs(["all"])]
     assert "onnxruntime" in names
@@ -201,7 +224,7 @@ def test_the_command_writes_report_and_plot_and_prints_a_table(
 def test_a_named_contender_that_fails_makes_the_exit_status_1(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    broken = EngineRecord("nothing", "open", "onnxruntime", "nothing")
+    broken = EngineRecord("nothing", "open", "onnxruntime", "nothing", False)
     monkeypatch.setitem(ENGINES, "openvino", broken)
     monkeypatch.setattr(measure, "bench", lambda *_, **__: report(contender(), {**contender("x"), "failure": "why"}))
     assert main(["bench", str(bundle), *FLAGS]) == 1
