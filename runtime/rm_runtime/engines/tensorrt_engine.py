@@ -7,11 +7,14 @@ first used. Their addresses never change, so a shape that comes again is launche
 from __future__ import annotations
 
 import ctypes
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from importlib import import_module
 from threading import Lock
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,37 +33,40 @@ GRAPHS = 16
 
 
 class TensorRtEngine:
-    """One deserialised plan, run by one thread at a time on one stream."""
+    """One deserialised plan on one device, run by one thread at a time on one stream."""
 
     name = "tensorrt"
 
-    def __init__(self, plan: EnginePlan, engine: Any, cuda: Any) -> None:
-        self._plan, self._engine, self._cuda = plan, engine, cuda
+    def __init__(self, plan: EnginePlan, engine: Any, cuda: Any, device: int) -> None:
+        self._plan, self._engine, self._cuda, self._device = plan, engine, cuda, device
         self._stream = checked(cuda.cudaStreamCreate())
         self._slots: dict[int, _Slot] = {}
         self._lock = Lock()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """More rows than a profile holds are run in parts."""
+        """More rows than a profile holds are run in parts. Raises EngineError if no profile takes rows so long."""
+        padded = _padded(inputs, max(profile["input_ids"][2][1] for profile in self._plan.profiles))
+        rows, length = padded["input_ids"].shape
+        holding = [profile["input_ids"][2] for profile in self._plan.profiles if length <= profile["input_ids"][2][1]]
+        largest = max((batch for batch, _ in holding), default=rows)
         with self._lock:
-            largest = max(profile["input_ids"][2][0] for profile in self._plan.profiles if _holds(profile, inputs))
+            checked(self._cuda.cudaSetDevice(self._device))  # CUDA keeps a current device for every thread
             parts = [
                 self._run(
                     {
                         name: array if name == "prefix_ids" else array[first : first + largest]
-                        for name, array in inputs.items()
+                        for name, array in padded.items()
                     }
                 )
-                for first in range(0, len(inputs["input_ids"]), largest)
+                for first in range(0, rows, largest)
             ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        padded = _padded(inputs, max(profile["input_ids"][2][1] for profile in self._plan.profiles))
-        number = fitting_profile(self._plan, {name: array.shape for name, array in padded.items()})
+        number = fitting_profile(self._plan, {name: array.shape for name, array in inputs.items()})
         if number not in self._slots:
             self._slots[number] = _Slot(self._engine, self._plan, number, self._cuda, self._stream)
-        return self._slots[number].run(padded)
+        return self._slots[number].run(inputs)
 
 
 class _Slot:
@@ -80,8 +86,7 @@ class _Slot:
         self._buffers: dict[str, _Buffer] = {}
         for name in names:
             dtype = np.dtype(np.int64 if name in profile else np.float32)
-            size = int(np.prod(tuple(self._context.get_tensor_shape(name)))) * dtype.itemsize
-            self._buffers[name] = _Buffer(cuda, size, dtype)
+            self._buffers[name] = _Buffer(cuda, tuple(self._context.get_tensor_shape(name)), dtype)
             self._context.set_tensor_address(name, self._buffers[name].device)
         self._graphs: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
 
@@ -95,7 +100,8 @@ class _Slot:
         if graph is None:
             self._enqueue(inputs)  # TensorRT wants one plain run of a shape before it is captured
             checked(self._cuda.cudaStreamSynchronize(self._stream))
-            self._graphs[shapes] = self._captured(inputs)
+            if self._capturable():
+                self._graphs[shapes] = self._captured(inputs)
             if len(self._graphs) > GRAPHS:
                 checked(self._cuda.cudaGraphExecDestroy(self._graphs.popitem(last=False)[1]))
         else:
@@ -106,11 +112,19 @@ class _Slot:
             name: self._buffers[name].view(tuple(self._context.get_tensor_shape(name))).copy() for name in self._outputs
         }
 
+    def _capturable(self) -> bool:
+        """Only TensorRT-RTX has engines that cannot be captured, and says so."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(int(self._stream)))
+
     def _captured(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(self._cuda.cudaStreamBeginCapture(self._stream, mode))
-        self._enqueue(inputs)
-        graph = checked(self._cuda.cudaStreamEndCapture(self._stream))
+        try:
+            self._enqueue(inputs)
+        finally:
+            captured = self._cuda.cudaStreamEndCapture(self._stream)  # or the stream takes no work any more
+        graph = checked(captured)
         launchable = checked(self._cuda.cudaGraphInstantiate(graph, 0))
         checked(self._cuda.cudaGraphDestroy(graph))
         return launchable
@@ -118,35 +132,40 @@ class _Slot:
     def _enqueue(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Inputs to the GPU, the engine, outputs back; all on the stream."""
         for name, array in inputs.items():
-            self._buffers[name].upload(self._cuda, array.nbytes, self._stream)
+            self._buffers[name].upload(self._cuda, array.shape, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise EngineError("TensorRT could not run its engine; its own log says more")
         for name in self._outputs:
-            size = int(np.prod(tuple(self._context.get_tensor_shape(name))))
-            self._buffers[name].download(self._cuda, size * self._buffers[name].dtype.itemsize, self._stream)
+            self._buffers[name].download(self._cuda, tuple(self._context.get_tensor_shape(name)), self._stream)
 
 
 class _Buffer:
-    """Device memory and its pinned twin on the host."""
+    """Device memory and its pinned twin on the host, for arrays of up to `largest`; freed with this object."""
 
-    def __init__(self, cuda: Any, size: int, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
+    def __init__(self, cuda: Any, largest: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        size = self._size(largest)
         self.device = int(checked(cuda.cudaMalloc(size)))
+        finalize(self, cuda.cudaFree, self.device).atexit = False  # the process gives everything back itself
         self._host = int(checked(cuda.cudaHostAlloc(size, 0)))
+        finalize(self, cuda.cudaFreeHost, self._host).atexit = False
         self._memory = (ctypes.c_byte * size).from_address(self._host)
 
     def view(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """The beginning of the host's memory as an array."""
-        array: NDArray[Any] = np.ndarray(shape, self.dtype, memoryview(self._memory))
+        array: NDArray[Any] = np.ndarray(shape, self._dtype, memoryview(self._memory))
         return array
 
-    def upload(self, cuda: Any, size: int, stream: Any) -> None:
+    def upload(self, cuda: Any, shape: tuple[int, ...], stream: Any) -> None:
         kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        checked(cuda.cudaMemcpyAsync(self.device, self._host, size, kind, stream))
+        checked(cuda.cudaMemcpyAsync(self.device, self._host, self._size(shape), kind, stream))
 
-    def download(self, cuda: Any, size: int, stream: Any) -> None:
+    def download(self, cuda: Any, shape: tuple[int, ...], stream: Any) -> None:
         kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        checked(cuda.cudaMemcpyAsync(self._host, self.device, size, kind, stream))
+        checked(cuda.cudaMemcpyAsync(self._host, self.device, self._size(shape), kind, stream))
+
+    def _size(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self._dtype.itemsize
 
 
 def open_plan(bundle: Bundle, threads: int | None, device: str | None, role: str) -> Engine:
@@ -154,16 +173,17 @@ def open_plan(bundle: Bundle, threads: int | None, device: str | None, role: str
 
     Raises EngineError if there is no GPU, or no plan of the bundle may run on it.
     """
-    kind, _, index = (device or "cuda").partition(":")
-    if kind != "cuda":
-        raise EngineError(f"tensorrt runs on cuda, not on {device!r}")
+    named = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    if named is None:
+        raise EngineError(f"tensorrt runs on cuda or cuda:N, not on {device!r}")
+    index = int(named[1] or 0)
     if bundle.manifest.target != "tensorrt":
         raise EngineError(
             f"this bundle is written for {bundle.manifest.target}; export it with --target tensorrt for this engine"
         )
     cuda = cuda_runtime()
-    checked(cuda.cudaSetDevice(int(index or 0)))
-    plan = usable_plan(bundle, role)
+    checked(cuda.cudaSetDevice(index))
+    plan = usable_plan(bundle, role, index)
     trt: Any = import_module(plan.runtime)
     logger = trt.Logger(trt.Logger.ERROR)
     engine = trt.Runtime(logger).deserialize_cuda_engine((bundle.path / plan.file).read_bytes())
@@ -173,7 +193,7 @@ def open_plan(bundle: Bundle, threads: int | None, device: str | None, role: str
         )
     if plan.stripped:
         _refit(trt, logger, engine, bundle, role)
-    return TensorRtEngine(plan, engine, cuda)
+    return TensorRtEngine(plan, engine, cuda, index)
 
 
 def _refit(trt: Any, logger: Any, engine: Any, bundle: Bundle, role: str) -> None:
@@ -184,12 +204,6 @@ def _refit(trt: Any, logger: Any, engine: Any, bundle: Bundle, role: str) -> Non
         raise EngineError(
             f"the weights of {bundle.graph_path(role)} do not fit its engine; run `rm-export engine` anew"
         )
-
-
-def _holds(profile: Mapping[str, Any], inputs: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether the profile takes such rows, however many they are."""
-    length = inputs["input_ids"].shape[1]
-    return bool(length <= profile["input_ids"][2][1])
 
 
 def _padded(inputs: Mapping[str, NDArray[Any]], longest: int) -> dict[str, NDArray[Any]]:

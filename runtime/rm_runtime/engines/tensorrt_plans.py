@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -26,8 +26,8 @@ def compute_capability(package: str) -> str | None:
     return gpu_capability() if package == "tensorrt" else None
 
 
-def usable_plan(bundle: Bundle, role: str) -> EnginePlan:
-    """The plan of that graph for this package, version and GPU, its hash checked.
+def usable_plan(bundle: Bundle, role: str, device: int = 0) -> EnginePlan:
+    """The plan of that graph for this package, version and GPU (CUDA's number `device`), its hash checked.
 
     Raises EngineError if there is none, BundleError if its file is not the one that was built.
     """
@@ -41,7 +41,7 @@ def usable_plan(bundle: Bundle, role: str) -> EnginePlan:
     fitting = [plan for plan in plans if (plan.runtime, plan.version) == (package, version)]
     if not fitting:
         raise EngineError(f"{bundle.path} has engines for {_listed(plans)}; this is {package} {version}: {_REBUILD}")
-    capability = gpu_capability()
+    capability = gpu_capability(device)
     fitting = [plan for plan in fitting if _runs_on(plan, capability)]
     if not fitting:
         raise EngineError(
@@ -57,15 +57,14 @@ def usable_plan(bundle: Bundle, role: str) -> EnginePlan:
     return plan
 
 
-def fitting_profile(plan: EnginePlan, shapes: dict[str, tuple[int, ...]]) -> int:
+def fitting_profile(plan: EnginePlan, shapes: Mapping[str, Sequence[int]]) -> int:
     """The number of the smallest profile that takes these input shapes. Raises EngineError if none does."""
     for number, profile in enumerate(plan.profiles):
         if all(_within(shape, profile[name]) for name, shape in shapes.items()):
             return number
-    asked = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-    largest = {name: "x".join(map(str, shape[2])) for name, shape in plan.profiles[-1].items()}
+    longest = {name: shape[2] for name, shape in plan.profiles[-1].items()}
     raise EngineError(
-        f"no profile of the compiled engine takes {asked} (the largest takes {largest}); "
+        f"no profile of the compiled engine takes {_in_words(shapes)} (the longest: {_in_words(longest)}); "
         "build it with larger shapes: rm-export engine --shapes"
     )
 
@@ -79,6 +78,10 @@ def _within(shape: Sequence[int], profile: Sequence[Sequence[int]]) -> bool:
     return len(shape) == len(largest) and all(
         low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
     )
+
+
+def _in_words(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def _listed(plans: Sequence[EnginePlan]) -> str:
