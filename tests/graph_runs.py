@@ -54,5 +54,21 @@ def observed_scales(model: ir.Model, rows: Sequence[NDArray[np.int64]] = ROWS) -
     }
 
 
+def without_activation_rounding(model: ir.Model) -> ir.Model:
+    """The graph with every QuantizeLinear and DequantizeLinear of an activation taken out."""
+    for node in list(model.graph):
+        if node.op_type != "QuantizeLinear":
+            continue
+        source, (use,) = node.inputs[0], node.outputs[0].uses()
+        read = use.node.outputs[0]
+        if source.dtype != read.dtype:
+            narrow = ir.node("Cast", [source], {"to": read.dtype})
+            narrow.outputs[0].dtype = read.dtype
+            model.graph.insert_before(node, narrow)
+            source = narrow.outputs[0]
+        read.replace_all_uses_with(source)
+    return ir.passes.common.RemoveUnusedNodesPass()(model).model
+
+
 def _feed(row: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": row[None, :], "attention_mask": np.ones((1, len(row)), np.int64)}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import checkpoints
-from graph_runs import ROWS, observed_scales, scores
+from graph_runs import ROWS, observed_scales, scores, without_activation_rounding
 from rm_calibration.comparison import compare_scores
 from rm_calibration.weights import quantise_with
 from rm_export.build import build_model
@@ -146,22 +146,6 @@ def test_a_weights_integers_are_made_for_the_scale_they_are_stored_with(llama: B
         name = widen.inputs[0].name.removesuffix("_int8")
         np.testing.assert_array_equal(values, quantise_with(floats[name], to_float32(scales)).values)
         assert (to_float32(scales) >= wide[node.name].inputs[1].const_value.numpy()).all()  # nothing newly clips
-
-
-def without_activation_rounding(model: ir.Model) -> ir.Model:
-    """The graph with every QuantizeLinear and DequantizeLinear of an activation taken out."""
-    for node in list(model.graph):
-        if node.op_type != "QuantizeLinear":
-            continue
-        source, (use,) = node.inputs[0], node.outputs[0].uses()
-        read = use.node.outputs[0]
-        if source.dtype != read.dtype:
-            narrow = ir.node("Cast", [source], {"to": read.dtype})
-            narrow.outputs[0].dtype = read.dtype
-            model.graph.insert_before(node, narrow)
-            source = narrow.outputs[0]
-        read.replace_all_uses_with(source)
-    return ir.passes.common.RemoveUnusedNodesPass()(model).model
 
 
 def test_with_the_same_integer_weights_float16_gives_the_scores_of_float32(build: Build) -> None:
