@@ -89,10 +89,11 @@ def chosen_engine(bundle: Bundle, device: str | None = None) -> str:
         hints = " or ".join(dict.fromkeys(f"pip install 'rm-export[{record.extra}]'" for record in ENGINES.values()))
         raise EngineError(f"no engine is installed; {hints}")
     manifest = bundle.manifest
-    if manifest.target == "tensorrt" and device in (None, "cuda"):
+    if manifest.target == "tensorrt" and (device or "cuda").startswith("cuda"):
         if "tensorrt" in installed and gpu_capability() is not None:
             return "tensorrt"
-        _log.warning("%s is written for TensorRT, and no GPU can be used here: ONNX Runtime runs it", bundle.path)
+        missing = "no GPU can be used here" if "tensorrt" in installed else "no TensorRT is installed"
+        _log.warning("%s is written for TensorRT, and %s: ONNX Runtime runs it", bundle.path, missing)
     on_cpu = manifest.target == "cpu" and device in (None, "cpu")
     model_type = str(manifest.architecture.get("model_type", ""))
     order = preferred(manifest.precision, model_type, cpu_flags()) if on_cpu else ("onnxruntime",)
