@@ -178,7 +178,7 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
     output = output.absolute()
     check_replaceable(output, force)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _clear_dead_stages(output)
+    clear_dead_stages(output.parent, output.name)
     stage = output.parent / f".{output.name}.partial-{os.getpid()}"
     stage.mkdir()
     try:
@@ -236,9 +236,10 @@ def _exchange(one: Path, other: Path) -> None:
     aside.rename(one)
 
 
-def _clear_dead_stages(output: Path) -> None:
-    for path in output.parent.glob(f".{output.name}.partial-*"):
-        found = re.fullmatch(re.escape(f".{output.name}.partial-") + r"(\d+)(-old)?", path.name)
+def clear_dead_stages(folder: Path, name: str) -> None:
+    """Remove the stages of `name` in a folder whose processes were killed."""
+    for path in folder.glob(f".{name}.partial-*"):
+        found = re.fullmatch(re.escape(f".{name}.partial-") + r"(\d+)(-old)?", path.name)
         if found and not _is_running(int(found[1])):
             shutil.rmtree(path, ignore_errors=True)
 

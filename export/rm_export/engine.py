@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import warnings
@@ -19,10 +20,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rm_export.bundle import HashedFile, Progress, write_file
+from rm_export.bundle import HashedFile, Progress, clear_dead_stages, write_file
 from rm_export.engine_failures import build_failure
 from rm_export.engine_layers import compiled_layers, network_layers
 from rm_export.engine_profiles import Bucket, Profile, default_buckets, profiles_for
+from rm_export.engine_progress import progress_monitor
 from rm_export.errors import ExportError
 from rm_export.publish import publish
 from rm_runtime.bundle import Bundle, open_bundle
@@ -62,8 +64,10 @@ def build_engines(path: Path, options: EngineOptions, progress: Progress) -> tup
     if package is None:
         raise ExportError("no TensorRT is installed; pip install 'rm-export[tensorrt]', or tensorrt-rtx for RTX GPUs")
     version: str = import_module(package).__version__
+    _check_capabilities(package, options.capabilities)
     capability = ",".join(options.capabilities) or compute_capability(package)
     key = f"{package}-{version}-{capability or 'any'}".replace(",", "-")
+    clear_dead_stages(bundle.path, ENGINES)
     stage = bundle.path / f".{ENGINES}.partial-{os.getpid()}"
     stage.mkdir()
     try:
@@ -89,6 +93,14 @@ def build_engines(path: Path, options: EngineOptions, progress: Progress) -> tup
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return tuple(plans)
+
+
+def _check_capabilities(package: str, capabilities: Sequence[str]) -> None:
+    wrong = next((text for text in capabilities if not re.fullmatch(r"\d+\.\d", text)), None)
+    if wrong is not None:
+        raise ExportError(f"compute capability {wrong!r}: write it as in 8.9")
+    if capabilities and package == "tensorrt":
+        raise ExportError("TensorRT builds for the GPU that is here; only tensorrt-rtx takes --compute-capability")
 
 
 def require_tensorrt_target(bundle: Bundle) -> None:
@@ -187,7 +199,7 @@ def _config(
         "weight_streaming": options.weight_streaming,
         "strip_plan": options.strip,
         "load_timing_cache": cache if cache and os.path.exists(cache) else None,
-        "progress_monitor": _monitor(trt, progress),
+        "progress_monitor": progress_monitor(trt, progress),
     }
     if package == "tensorrt":
         return backend.CreateConfig(**wanted)
@@ -195,31 +207,6 @@ def _config(
 
     capabilities = [tuple(map(int, text.split("."))) for text in options.capabilities]
     return CreateConfigRTX(compute_capabilities=capabilities or None, **wanted)
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    """A trt.IProgressMonitor that tells our progress of the outermost phase."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # trt has no types
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._phases: list[str] = []
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._phases.append(phase_name)
-            if len(self._phases) == 1:
-                progress.begin(f"TensorRT: {phase_name}", num_steps, "steps")
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            if self._phases[:1] == [phase_name]:
-                progress.advance(1)
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            if phase_name in self._phases:
-                self._phases.remove(phase_name)
-
-    return Monitor()
 
 
 class _Log(logging.Handler):
@@ -252,6 +239,7 @@ def _polygraphy(package: str) -> Iterator[tuple[Any, Any, _Log]]:
     log, logger = _Log(), logging.getLogger("Polygraphy")
     kept = (G_LOGGER.use_python_logging_system, logger.propagate, logger.level)
     G_LOGGER.use_python_logging_system, logger.propagate = True, False
+    G_LOGGER.colors = False  # else it prints that a package for them is missing
     logger.setLevel(logging.INFO)
     logger.addHandler(log)
     try:

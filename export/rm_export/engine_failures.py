@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from rm_export.errors import ExportError
 
 _PARSER = re.compile(r"In node \d+ with name: (\S*) and operator: (\w+)[^:]*: (\w+): (.*)", re.DOTALL)
-_DRIVER = re.compile(r"CUDA (?:initialization failure|driver).*|.*insufficient driver.*", re.IGNORECASE)
+_DRIVER = re.compile(
+    r"CUDA (?:initialization failure|driver).*|.*insufficient driver.*|.*status == CUDA_SUCCESS.*", re.IGNORECASE
+)
 _MEMORY = re.compile(r"out ?of ?memory|OOM|insufficient memory", re.IGNORECASE)
 _LINE = 300
 
