@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from fake_tensorrt import FakeCuda
+
 LIBRARIES = {
     "libnvinfer.so.11": (
         "createInferBuilder_INTERNAL",
@@ -157,6 +159,15 @@ def test_the_bindings_of_tensorrt_11_have_what_we_call(tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
 def test_tensorrt_rtx_has_what_we_call() -> None:
     assert_has_what_we_call(docstrings("tensorrt_rtx")[1])
+
+
+def test_cudas_bindings_have_what_the_fake_of_them_has() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    names = [name for name in vars(FakeCuda) if name.startswith("cuda")]
+    assert "cudaGraphLaunch" in names
+    assert [name for name in names if not hasattr(runtime, name)] == []
+    for name in ("cudaStreamCaptureMode", "cudaMemcpyKind", "cudaDeviceAttr"):
+        assert all(hasattr(getattr(runtime, name), member) for member in vars(getattr(FakeCuda, name)))
 
 
 @pytest.mark.parametrize("arguments", [("name", "shape"), ("name",), ()])
