@@ -171,6 +171,27 @@ def pairrm_layers(folder: Path, layers: int) -> Path:
     return write_random(folder, config, pairrm_shapes(config), "deberta")
 
 
+def deberta_classifier(folder: Path, layers: int = 24) -> Path:
+    """DebertaV2ForSequenceClassification with the first layers of DeBERTa-v3-large's shape, random weights, small vocabulary.
+
+    The class and shape of OpenAssistant/reward-model-deberta-v3-large-v2.
+    """
+    config = {
+        **_DEBERTA_V3_LARGE,
+        "architectures": ["DebertaV2ForSequenceClassification"],
+        "num_hidden_layers": layers,
+        "vocab_size": _SMALL_VOCABULARY,
+        "num_labels": 1,
+        "pooler_hidden_size": 1024,
+        "pooler_hidden_act": "gelu",
+    }
+    hidden = config["hidden_size"]
+    shapes = deberta_shapes(config, "deberta.")
+    shapes |= {"pooler.dense.weight": ("F32", [hidden, hidden]), "pooler.dense.bias": ("F32", [hidden])}
+    shapes |= {"classifier.weight": ("F32", [1, hidden]), "classifier.bias": ("F32", [1])}
+    return write_random(folder, config, shapes, "deberta")
+
+
 def pairrm_prefixes() -> tuple[int, int, int]:
     """Ids of the tokens in front of the source and the two candidates, in the checkpoints above."""
     source, first, second, _ = _pairrm_prefix_ids()
@@ -200,18 +221,25 @@ def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
 
 def pairrm_shapes(config: Mapping[str, Any]) -> Shapes:
     """Tensor names and shapes of PairRM-hf."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    shapes: Shapes = {
-        "pretrained_model.embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
-        "pretrained_model.encoder.rel_embeddings.weight": ("F32", [512, hidden]),
+    hidden = config["hidden_size"]
+    return deberta_shapes(config, "pretrained_model.") | {
         "head_layer.1.weight": ("F32", [hidden, 2 * hidden]),
         "head_layer.1.bias": ("F32", [hidden]),
         "head_layer.4.weight": ("F32", [1, hidden]),
         "head_layer.4.bias": ("F32", [1]),
     }
-    norms = ["pretrained_model.embeddings.LayerNorm", "pretrained_model.encoder.LayerNorm"]
+
+
+def deberta_shapes(config: Mapping[str, Any], path: str) -> Shapes:
+    """Tensor names and shapes of a DeBERTa-v3 encoder whose names begin with `path`."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {
+        f"{path}embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
+        f"{path}encoder.rel_embeddings.weight": ("F32", [512, hidden]),
+    }
+    norms = [f"{path}embeddings.LayerNorm", f"{path}encoder.LayerNorm"]
     for layer in range(config["num_hidden_layers"]):
-        prefix = f"pretrained_model.encoder.layer.{layer}."
+        prefix = f"{path}encoder.layer.{layer}."
         linears = {f"attention.self.{name}_proj": (hidden, hidden) for name in ("query", "key", "value")}
         linears |= {
             "attention.output.dense": (hidden, hidden),
