@@ -172,7 +172,7 @@ def pairrm_layers(folder: Path, layers: int) -> Path:
 
 
 def deberta_classifier(folder: Path, layers: int = 24) -> Path:
-    """DebertaV2ForSequenceClassification with the first layers of DeBERTa-v3-large's shape, random weights, small vocabulary.
+    """A DeBERTa sequence classifier with the first layers of v3-large's shape, random weights and a small vocabulary.
 
     The class and shape of OpenAssistant/reward-model-deberta-v3-large-v2.
     """

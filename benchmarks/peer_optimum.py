@@ -1,10 +1,10 @@
-"""Worker: optimum-onnx's export and its dynamic int8, as its documentation says. Runs with the python of a venv of its own.
+"""Worker: optimum-onnx's export and its dynamic int8, as its documentation says. Runs with a python of its own.
 
-`VENV/bin/python benchmarks/peer_optimum.py CHECKPOINT FOLDER` writes FOLDER/float and FOLDER/int8, a model.onnx in each.
+`VENV/bin/python benchmarks/peer_optimum.py CHECKPOINT FOLDER` writes a model.onnx into FOLDER/float, int8-tensor
+(per_channel=False, as the documentation's example) and int8-channel (per_channel=True, the function's default).
 
-Sources: https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization (ORTQuantizer with
-AutoQuantizationConfig.avx512_vnni, dynamic, per tensor as its default there). Needs an older transformers than ours:
-`python -m venv VENV; VENV/bin/pip install torch==2.13.0 "optimum-onnx[onnxruntime]"`.
+Source: https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization. Needs an older transformers than
+ours: `python -m venv VENV; VENV/bin/pip install torch==2.13.0 "optimum-onnx[onnxruntime]"`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from pathlib import Path
 
 from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForSequenceClassification, ORTQuantizer
 
+PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
+
 
 def main(checkpoint: str, folder: str) -> None:
-    packages = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
-    print(", ".join(f"{name} {metadata.version(name)}" for name in packages))
+    print(", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
     model = ORTModelForSequenceClassification.from_pretrained(checkpoint, export=True)
     model.save_pretrained(Path(folder) / "float")
     quantizer = ORTQuantizer.from_pretrained(model)
-    quantizer.quantize(
-        save_dir=Path(folder) / "int8",
-        quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False),
-        file_suffix="",
-    )
+    for name, per_channel in (("int8-tensor", False), ("int8-channel", True)):
+        quantizer.quantize(
+            save_dir=Path(folder) / name,
+            quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=per_channel),
+            file_suffix="",
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Any *ForSequenceClassification reward model: a decoder and one linear `score` layer on the last token. semantics.md 8.
+"""Any *ForSequenceClassification reward model: one linear `score` layer on a decoder's last token. semantics.md 8.
 
 DeBERTa's class pools otherwise: scalar_encoder.py.
 """

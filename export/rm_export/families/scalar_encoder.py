@@ -19,9 +19,12 @@ from rm_export.options import Options
 from rm_export.tokenizer import chat_prompt, read_tokenizer
 
 HEAD = "classifier.weight"
-TEMPLATE = "{{ messages[:-1] | map(attribute='content') | join('\\n') }}{{ sep_token }}{{ messages[-1].content }}"
-"""The tokenizer adds the outer [CLS] and [SEP], so this is tokenizer(question, answer). Source: the model card; it has
-one question, that earlier turns stand before it on lines of their own is our choice."""
+TEMPLATE = (
+    "{{ messages[:-1] | map(attribute='content') | join('\\n') }}"
+    "{% if messages[-1].content %}{{ sep_token }}{{ messages[-1].content }}{% endif %}"
+)
+"""The tokenizer adds the outer [CLS] and [SEP], so this is tokenizer(question, answer), which takes an empty answer for
+none. Source: the model card; it has one question, that earlier turns stand before it, a line each, is our choice."""
 
 _BACKBONE = "deberta"
 
@@ -54,7 +57,9 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     """Reference: transformers' DebertaV2ForSequenceClassification; prompt as tokenizer(question, answer)."""
     activation = checkpoint.config.get("pooler_hidden_act", "gelu")
     if activation != "gelu":
-        raise CheckpointError(f"{checkpoint.id}: config.json: pooler_hidden_act {activation!r}, only 'gelu' is supported")
+        raise CheckpointError(
+            f"{checkpoint.id}: config.json: pooler_hidden_act {activation!r}, only 'gelu' is supported"
+        )
     config = DebertaConfig.from_hf(checkpoint.config)
     labels = Labels.of_head(checkpoint, HEAD, options)
     tokenizer = read_tokenizer(checkpoint.folder)
