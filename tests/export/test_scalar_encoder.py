@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
 import checkpoints
 from conversations import conversations
+from rm_calibration.comparison import compare_scores
+from rm_export.calibrate import CalibrationOptions
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import CheckpointError
 from rm_export.exporter import export_checkpoint
 from rm_export.options import Options
+from rm_export.quantisation import Quantisation
 from rm_export.reference import open_reference
 from rm_runtime import load
 from rm_runtime.batching import pad_rows, run_rows
@@ -117,6 +121,25 @@ def test_the_loaded_bundle_ranks_answers(tmp_path: Path) -> None:
     ranking = model.rank(question, answers)
     scores = [model.score([[*question, {"role": "assistant", "content": answer}]])[0].score for answer in answers]
     assert ranking.best == int(np.argmax(scores))
+
+
+def test_int8_writes_integers_into_every_layer_and_keeps_the_order(tmp_path: Path) -> None:
+    calibration = CalibrationOptions(observer="minmax", alphas=(0.0,), max_flip_rate=1.0, max_tokens=2000, threads=1)
+    checkpoint = open_checkpoint(checkpoints.scalar_encoder(tmp_path / "checkpoint"))
+    scores = {}
+    for precision in ("fp32", "int8"):
+        folder = tmp_path / precision
+        bundle = open_bundle(
+            export_checkpoint(checkpoint, folder, precision=precision, quantisation=Quantisation(options=calibration))
+        )
+        scores[precision] = outputs(bundle, rows_of(bundle))["score"]
+    layers = {node.name.split("/")[2] for node in ir.load(tmp_path / "int8" / "model.onnx").graph if quantises(node)}
+    assert layers == {"layer.0", "layer.1", "layer.2"}
+    assert compare_scores(scores["fp32"], scores["int8"]).spearman > 0.9
+
+
+def quantises(node: ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear" and (node.name or "").startswith("deberta/encoder/")
 
 
 def test_another_pooler_activation_is_refused_by_name(tmp_path: Path) -> None:
