@@ -10,8 +10,9 @@ float32 in the same run.
 
 Beside the speed: Spearman and flipped pairs against transformers' float32 on ROWS rows of random ids, each alone.
 Random weights say how much a method rounds, not what it does to a trained model. Ours is calibrated as `rm-export
---int8` does, on CALIBRATING ids of the built-in conversations, not on such rows; the compiled models have no such row,
-a shape more to compile for the numbers above them. About ten minutes on a quiet machine; prints Markdown.
+--int8` does, on CALIBRATING ids of the built-in conversations, not on such rows. Compiled models are not asked: their
+arithmetic is that of the line above them, and the rows would be one more shape to compile. About ten minutes on a quiet
+machine; prints Markdown.
 """
 
 from __future__ import annotations
