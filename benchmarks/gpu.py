@@ -1,13 +1,15 @@
-"""Bundles on a GPU: `python benchmarks/gpu.py [--device cuda] [--stages parity,1B,3B,8B,pairrm] [--dry-run] [--json F]`.
+"""Bundles on a GPU: `python benchmarks/gpu.py [--stages parity,1B,3B,8B,pairrm] [--dry-run] [--json F]`.
 
-parity: every family in float16 and bfloat16 against the float32 reference (gpu_parity.py). 1B, 3B, 8B, pairrm: speed of the
-full-size shapes against Hugging Face bfloat16 (gpu_speed.py): a plain batch, best of 16 with and without the shared prefix,
-PairRM at 512 and 2,048 ids; tokens per second, ratio, and the share of the matmul peak that torch reaches in the same run.
-Figures go to benchmarks/results/gpu-NAME-DATE.json after each stage; further stages may be added in later runs.
-Needs torch with CUDA, transformers and onnxruntime-gpu of the same CUDA; for 8B 50 GB of disk and 50 GB on the GPU.
+parity: every family in float16 and bfloat16 against the float32 reference (gpu_parity.py). 1B, 3B, 8B, pairrm: speed
+of the full-size shapes against Hugging Face bfloat16 (gpu_speed.py): a plain batch, best of 16 with and without the
+shared prefix, PairRM at 512 and 2,048 ids; tokens per second, ratio, and the share of the matmul peak that torch
+reaches in the same run. Figures go to benchmarks/results/gpu-NAME-DATE.json after each stage; further stages may be
+added in later runs. Needs torch with CUDA, transformers and onnxruntime-gpu built for the same major version of CUDA;
+for 8B 50 GB of disk and 50 GB on the GPU.
 
---dry-run runs the same code on the CPU in a minute: one narrow layer, short rows, few conversations; float32 for bfloat16, which
-ONNX Runtime's CPU has no attention for. Its figures mean nothing, and it writes none unless --json asks for them.
+--dry-run runs the same code on the CPU in a minute or two: one narrow layer, short rows, few conversations, and float32
+for bfloat16, which ONNX Runtime's CPU has no attention for. Its figures mean nothing, and it writes none unless --json
+asks for them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ DRY_SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-DRY_DIVISOR, DRY_EXAMPLES, DRY_ROUNDS, DRY_PEAK_SIZE = 8, 6, 2, 256
+DRY_DIVISOR, DRY_EXAMPLES, DRY_ROUNDS, DRY_PEAK_SIZE = 16, 3, 1, 128
 DRY_CASES = ("armorm", "armorm, gemma2", "grm", "pair-pm", "dpa-rm", "scalar, qwen3", "pairrm")
 
 
@@ -98,6 +100,8 @@ def main() -> None:
     plan = gpu_speed.Plan(device, PRECISIONS[device], DRY_ROUNDS if shrink else ROUNDS, shrink)
     if device == "cuda":
         onnxruntime.preload_dlls()  # those that torch brought
+    else:
+        torch.set_num_threads(1)  # small products on many threads mostly wait
     facts, path = device_facts(device), arguments.json
     if path is None and not arguments.dry_run:
         name = re.sub(r"[^a-z0-9]+", "-", facts["name"].lower()).strip("-")

@@ -1,7 +1,7 @@
 """Whether bundles on a GPU decide as the float32 reference: a part of benchmarks/gpu.py.
 
-Every family's tiny checkpoint of the tests and the demo, exported for the device and compared with Hugging Face's float32
-on the CPU, as `rm-export verify` does it; and which operators ONNX Runtime did not place on the GPU.
+Every family's tiny checkpoint of the tests and the demo, exported for the device and compared with Hugging Face's
+float32 on the CPU, as `rm-export verify` does it; and which operators ONNX Runtime did not place on the GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rm_export.exporter import export_checkpoint
 from rm_export.parity import Parity
 from rm_export.verify import verify_bundle
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))  # noqa: PTH118  # the tiny checkpoints live there
+sys.path.append(str(Path(__file__).parent.parent / "tests"))  # where the tiny checkpoints are
 import checkpoints
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,7 +1,7 @@
 """How fast full-size shapes run on a GPU, beside Hugging Face bfloat16: a part of benchmarks/gpu.py.
 
-Random weights at full width and depth, a small vocabulary. A contender's time is from ids in the host's memory to scores in the
-host's memory, so the device has finished; contenders take turns, and the median of the rounds counts.
+Random weights at full width and depth, a small vocabulary. A contender's time is from ids in the host's memory to
+scores in the host's memory, so the device has finished; contenders take turns, and the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PAIRRM_WORKS = (Work("8 x 512", 8, 512), Work("2 x 2048", 2, 2048))
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. shrink: config.json keys and divisor of lengths that make a dry run of it, None for the real one."""
+    """What is measured. shrink: config.json keys and the divisor of lengths of a dry run, None for the real one."""
 
     device: str
     precisions: tuple[str, ...]
@@ -78,7 +78,7 @@ class Plan:
 
 
 def matmul_peak(device: str, dtype: torch.dtype, size: int, rounds: int) -> float:
-    """Floating-point operations per second of torch's product of two [size, size] matrices, the median of the rounds."""
+    """Operations per second of torch's product of two [size, size] matrices, the median of the rounds."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(rounds + 2):  # the first two choose the kernel and raise the clock
@@ -201,12 +201,12 @@ def flops(config: Mapping[str, Any], rows: int, length: int, prefix: int) -> flo
 
 
 def table(rows: Sequence[dict[str, Any]], peaks: Mapping[str, float]) -> str:
-    """Markdown; the last column is the share of torch's product of large matrices in the same run, in the better type."""
+    """Markdown; the last column compares with torch's product of large matrices in the same run, in its faster type."""
     peak = max(peaks.values())
     lines = ["| work | contender | ms | tokens/s | times HF | of the matmul peak |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['work']} | {row['contender']} | {1000 * row['seconds']:.1f} | {row['tokens_per_second']:,.0f} | "
-            f"{row['ratio']:.2f} | {100 * row['flops'] / row['seconds'] / peak:.0f} % |"
-        )
+    lines += [
+        f"| {row['work']} | {row['contender']} | {1000 * row['seconds']:.1f} | {row['tokens_per_second']:,.0f} | "
+        f"{row['ratio']:.2f} | {100 * row['flops'] / row['seconds'] / peak:.0f} % |"
+        for row in rows
+    ]
     return "\n".join(lines)
