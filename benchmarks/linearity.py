@@ -1,4 +1,4 @@
-"""Does cost grow with the tokens alone? `python benchmarks/linearity.py [--layers N] [--json F] [--svg F]`.
+"""Does cost grow with the tokens alone? `python benchmarks/linearity.py [--layers N] [--backbones B,..]`.
 
 Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, CPU time, the
 fastest of the rounds; all engines and precisions take turns. Tokens per second
@@ -87,9 +87,10 @@ def square_share(bundle: Bundle, length: int) -> float:
 
 
 def _is_square(kernel: Mapping[str, Any], length: int) -> bool:
-    """Attention reads the states; the others give an array of [..., length, length], or of distances by length."""
+    """Attention itself, and what gives an array [batch, heads, length, length]."""
     shapes = [shape for output in kernel["output_type_shape"] for shape in output.values()]
-    return kernel["op_name"] == "Attention" or any(shape[-2:] == [length, length] for shape in shapes)
+    squares = (len(shape) == 4 and shape[-2:] == [length, length] for shape in shapes)
+    return kernel["op_name"] == "Attention" or any(squares)
 
 
 def opened(kind: str, folder: Path, layers: int) -> tuple[dict[str, Bundle], dict[str, Engine]]:
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--backbones", default=f"{LLAMA},{PAIRRM}")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--svg", type=Path, default=Path(__file__).parent / "results" / "linearity.svg")
     arguments = parser.parse_args()
@@ -128,7 +130,7 @@ def main() -> None:
     figures: dict[str, Any] = {"machine": platform.platform(), "flags": flags, "layers": arguments.layers}
     panels = []
     print(f"one thread, {' '.join(flags)}; tokens per second of CPU time, {arguments.layers} layers\n", flush=True)
-    for kind in (LLAMA, PAIRRM):
+    for kind in arguments.backbones.split(","):
         with tempfile.TemporaryDirectory() as folder:
             bundles, engines = opened(kind, Path(folder), arguments.layers)
             lengths = [length for length in LENGTHS if kind == LLAMA or length <= LONGEST_PAIR]
