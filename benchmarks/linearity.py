@@ -3,9 +3,10 @@
 Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, CPU time, the
 fastest of the rounds; all engines and precisions take turns. Tokens per second
 - by number of conversations of 128 ids, 1 to 64, through run_rows, so batching is included;
-- by length of one conversation, 64 to 4,096 ids (PairRM 64 to 2,048).
+- by length of one conversation, 64 to 4,096 ids (PairRM 64 to 2,048);
+- by the token budget of a batch, for the same 32 conversations.
 Then where ONNX Runtime's time goes by length: the share of everything whose work grows with the square of the length.
-A drawing (benchmarks/results/linearity.svg) and tables; about ten minutes.
+A drawing (benchmarks/results/linearity.svg) and tables; about ten minutes on an idle machine, and 7 GiB.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import line_chart
 from engines import CALIBRATION
 from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
-from rm_runtime.batching import run_rows
+from rm_runtime.batching import DEFAULT_BATCH_TOKENS, run_rows
 from rm_runtime.bundle import Bundle, open_bundle
 from rm_runtime.engines import Engine, chosen_engine, open_engine
 from rm_runtime.engines.choice import cpu_flags
@@ -38,6 +39,7 @@ PRECISIONS, ENGINES = ("fp32", "int8"), ("onnxruntime", "openvino")
 NUMBERS, LENGTH = (1, 2, 4, 8, 16, 32, 40, 64), 128
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LONGEST_PAIR = 2048
+BUDGETS = (256, 512, 1024, 2048, 4096)
 PAIRRM, LLAMA = "PairRM", "Llama-3.2-1B"
 
 Rows = Sequence[NDArray[np.int64]]
@@ -49,23 +51,25 @@ def rows_of(number: int, length: int) -> Rows:
     return list(rng.integers(5, 900, (number, length)))
 
 
-def seconds(engines: Mapping[str, Engine], rows: Rows, rounds: int) -> dict[str, float]:
+def seconds(engines: Mapping[str, Engine], rows: Rows, budget: int, rounds: int) -> dict[str, float]:
     """CPU time of each engine in its fastest round, after one that warms it up."""
     best = dict.fromkeys(engines, math.inf)
     for turn in range(rounds + 1):
         for name, engine in engines.items():
             began = time.process_time()
-            run_rows(engine, rows, pad_token_id=0)
+            run_rows(engine, rows, 0, budget)
             if turn:
                 best[name] = min(best[name], time.process_time() - began)
     return best
 
 
-def rates(engines: Mapping[str, Engine], cases: Mapping[int, Rows], rounds: int) -> dict[str, dict[int, float]]:
-    """Tokens per second of each engine by case."""
+def rates(
+    engines: Mapping[str, Engine], cases: Mapping[int, tuple[Rows, int]], rounds: int
+) -> dict[str, dict[int, float]]:
+    """Tokens per second of each engine by case: rows and the token budget of a batch."""
     found: dict[str, dict[int, float]] = {name: {} for name in engines}
-    for case, rows in cases.items():
-        for name, taken in seconds(engines, rows, rounds).items():
+    for case, (rows, budget) in cases.items():
+        for name, taken in seconds(engines, rows, budget, rounds).items():
             found[name][case] = sum(map(len, rows)) / taken
     return found
 
@@ -87,10 +91,10 @@ def square_share(bundle: Bundle, length: int) -> float:
 
 
 def _is_square(kernel: Mapping[str, Any], length: int) -> bool:
-    """Attention itself, and what gives an array [batch, heads, length, length]."""
+    """Attention itself, and what gives an array [batch, heads, length, length]; products with distances do not."""
     shapes = [shape for output in kernel["output_type_shape"] for shape in output.values()]
     squares = (len(shape) == 4 and shape[-2:] == [length, length] for shape in shapes)
-    return kernel["op_name"] == "Attention" or any(squares)
+    return kernel["op_name"] == "Attention" or (kernel["op_name"] != "MatMul" and any(squares))
 
 
 def opened(kind: str, folder: Path, layers: int) -> tuple[dict[str, Bundle], dict[str, Engine]]:
@@ -135,8 +139,13 @@ def main() -> None:
             bundles, engines = opened(kind, Path(folder), arguments.layers)
             lengths = [length for length in LENGTHS if kind == LLAMA or length <= LONGEST_PAIR]
             sweeps = {
-                f"conversations of {LENGTH} ids": {number: rows_of(number, LENGTH) for number in NUMBERS},
-                "ids of one conversation": {length: rows_of(1, length) for length in lengths},
+                f"conversations of {LENGTH} ids": {
+                    number: (rows_of(number, LENGTH), DEFAULT_BATCH_TOKENS) for number in NUMBERS
+                },
+                "ids of one conversation": {length: (rows_of(1, length), DEFAULT_BATCH_TOKENS) for length in lengths},
+                f"token budget of a batch, 32 x {LENGTH} ids": {
+                    budget: (rows_of(32, LENGTH), budget) for budget in BUDGETS
+                },
             }
             for axis, cases in sweeps.items():
                 found = rates(engines, cases, arguments.rounds)
