@@ -3,8 +3,7 @@
 Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, CPU time, the
 fastest of the rounds; all engines and precisions take turns. Tokens per second
 - by number of conversations of 128 ids, 1 to 64, through run_rows, so batching is included;
-- by length of one conversation, 64 to 4,096 ids (PairRM 64 to 2,048);
-- by the token budget of a batch, for the same 32 conversations.
+- by length of one conversation, 64 to 4,096 ids (PairRM 64 to 2,048).
 Then where ONNX Runtime's time goes by length: the share of everything whose work grows with the square of the length.
 A drawing (benchmarks/results/linearity.svg) and tables; about ten minutes on an idle machine, and 7 GiB.
 """
@@ -17,7 +16,8 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,20 @@ import line_chart
 from engines import CALIBRATION
 from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
-from rm_runtime.batching import DEFAULT_BATCH_TOKENS, run_rows
+from rm_runtime.batching import run_rows
 from rm_runtime.bundle import Bundle, open_bundle
-from rm_runtime.engines import Engine, chosen_engine, open_engine
+from rm_runtime.engines import chosen_engine, open_engine
 from rm_runtime.engines.choice import cpu_flags
+from rm_runtime.token_budget import default_batch_tokens
 
 PRECISIONS, ENGINES = ("fp32", "int8"), ("onnxruntime", "openvino")
 NUMBERS, LENGTH = (1, 2, 4, 8, 16, 32, 40, 64), 128
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LONGEST_PAIR = 2048
-BUDGETS = (256, 512, 1024, 2048, 4096)
 PAIRRM, LLAMA = "PairRM", "Llama-3.2-1B"
 
 Rows = Sequence[NDArray[np.int64]]
+Run = Callable[[Rows], object]
 
 
 def rows_of(number: int, length: int) -> Rows:
@@ -51,25 +52,23 @@ def rows_of(number: int, length: int) -> Rows:
     return list(rng.integers(5, 900, (number, length)))
 
 
-def seconds(engines: Mapping[str, Engine], rows: Rows, budget: int, rounds: int) -> dict[str, float]:
+def seconds(runs: Mapping[str, Run], rows: Rows, rounds: int) -> dict[str, float]:
     """CPU time of each engine in its fastest round, after one that warms it up."""
-    best = dict.fromkeys(engines, math.inf)
+    best = dict.fromkeys(runs, math.inf)
     for turn in range(rounds + 1):
-        for name, engine in engines.items():
+        for name, run in runs.items():
             began = time.process_time()
-            run_rows(engine, rows, 0, budget)
+            run(rows)
             if turn:
                 best[name] = min(best[name], time.process_time() - began)
     return best
 
 
-def rates(
-    engines: Mapping[str, Engine], cases: Mapping[int, tuple[Rows, int]], rounds: int
-) -> dict[str, dict[int, float]]:
-    """Tokens per second of each engine by case: rows and the token budget of a batch."""
-    found: dict[str, dict[int, float]] = {name: {} for name in engines}
-    for case, (rows, budget) in cases.items():
-        for name, taken in seconds(engines, rows, budget, rounds).items():
+def rates(runs: Mapping[str, Run], cases: Mapping[int, Rows], rounds: int) -> dict[str, dict[int, float]]:
+    """Tokens per second of each engine by case."""
+    found: dict[str, dict[int, float]] = {name: {} for name in runs}
+    for case, rows in cases.items():
+        for name, taken in seconds(runs, rows, rounds).items():
             found[name][case] = sum(map(len, rows)) / taken
     return found
 
@@ -97,11 +96,12 @@ def _is_square(kernel: Mapping[str, Any], length: int) -> bool:
     return kernel["op_name"] == "Attention" or (kernel["op_name"] != "MatMul" and any(squares))
 
 
-def opened(kind: str, folder: Path, layers: int) -> tuple[dict[str, Bundle], dict[str, Engine]]:
-    """Bundles by precision, engines by "engine precision"; the one that engine="auto" takes is marked."""
+def opened(kind: str, folder: Path, layers: int) -> tuple[dict[str, Bundle], dict[str, Run]]:
+    """Bundles by precision, runs by "engine precision"; the one that engine="auto" takes is marked."""
     write = full_size.llama_1b if kind == LLAMA else full_size.pairrm_layers
     checkpoint = open_checkpoint(write(folder / kind, layers))
-    bundles, engines = {}, {}
+    bundles: dict[str, Bundle] = {}
+    runs: dict[str, Run] = {}
     for precision in PRECISIONS:
         path = export_checkpoint(
             checkpoint, folder / f"{kind} {precision}", precision=precision, quantisation=CALIBRATION
@@ -109,8 +109,10 @@ def opened(kind: str, folder: Path, layers: int) -> tuple[dict[str, Bundle], dic
         bundles[precision] = open_bundle(path)
         for name in ENGINES:
             mark = " (auto)" if name == chosen_engine(bundles[precision]) else ""
-            engines[f"{name} {precision}{mark}"] = open_engine(bundles[precision], name, threads=1)
-    return bundles, engines
+            engine = open_engine(bundles[precision], name, threads=1)
+            budget = default_batch_tokens(bundles[precision], "cpu")
+            runs[f"{name} {precision}{mark}"] = partial(run_rows, engine, pad_token_id=0, batch_tokens=budget)
+    return bundles, runs
 
 
 def table(title: str, found: Mapping[str, Mapping[int, float]], format_: str) -> str:
@@ -136,24 +138,19 @@ def main() -> None:
     print(f"one thread, {' '.join(flags)}; tokens per second of CPU time, {arguments.layers} layers\n", flush=True)
     for kind in arguments.backbones.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            bundles, engines = opened(kind, Path(folder), arguments.layers)
+            bundles, runs = opened(kind, Path(folder), arguments.layers)
             lengths = [length for length in LENGTHS if kind == LLAMA or length <= LONGEST_PAIR]
             sweeps = {
-                f"conversations of {LENGTH} ids": {
-                    number: (rows_of(number, LENGTH), DEFAULT_BATCH_TOKENS) for number in NUMBERS
-                },
-                "ids of one conversation": {length: (rows_of(1, length), DEFAULT_BATCH_TOKENS) for length in lengths},
-                f"token budget of a batch, 32 x {LENGTH} ids": {
-                    budget: (rows_of(32, LENGTH), budget) for budget in BUDGETS
-                },
+                f"conversations of {LENGTH} ids": {number: rows_of(number, LENGTH) for number in NUMBERS},
+                "ids of one conversation": {length: rows_of(1, length) for length in lengths},
             }
             for axis, cases in sweeps.items():
-                found = rates(engines, cases, arguments.rounds)
+                found = rates(runs, cases, arguments.rounds)
                 figures[f"{kind}, {axis}"] = found
                 lines = {name: list(values.items()) for name, values in found.items()}
                 panels.append(line_chart.Panel(f"{kind}, {arguments.layers} layers: tokens per second", axis, lines))
                 print(table(f"{kind}, {axis}", found, ",.0f"), flush=True)
-            engines.clear()
+            runs.clear()
             shares = {
                 f"onnxruntime {precision}": {length: square_share(bundle, length) for length in lengths}
                 for precision, bundle in bundles.items()
