@@ -71,7 +71,7 @@ _LLAMA32_1B = {
 }
 LLAMAS: dict[str, dict[str, Any]] = {"1B": _LLAMA32_1B, "3B": _LLAMA32_3B, "8B": _LLAMA3_8B}
 """Shapes of Llama-3.2-1B, Llama-3.2-3B and Meta-Llama-3-8B."""
-_DEBERTA_V3_LARGE = {
+DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -190,7 +190,7 @@ def deberta_classifier(folder: Path, layers: int = 24) -> Path:
     The class and shape of OpenAssistant/reward-model-deberta-v3-large-v2.
     """
     config = {
-        **_DEBERTA_V3_LARGE,
+        **DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2ForSequenceClassification"],
         "num_hidden_layers": layers,
         "vocab_size": _SMALL_VOCABULARY,
@@ -219,7 +219,7 @@ def _pairrm_prefix_ids() -> tuple[int, ...]:
 def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
     source, first, second, either = _pairrm_prefix_ids()
     return {
-        **_DEBERTA_V3_LARGE,
+        **DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2PairRM"],
         "num_hidden_layers": layers,
         "vocab_size": vocab_size,

@@ -73,11 +73,11 @@ class DistanceScores(Float32Module):
         """
         c2p = None
         if position_key is not None:
-            c2p = self._picked(op, _against_buckets(op, query, position_key, distances), distances.of_query)
+            c2p = self._picked(op, against_buckets(op, query, position_key, distances), distances.of_query)
         if position_query is None:
             total = op.Add(c2p, distances.key_mask)
         else:
-            against = op.Add(_against_buckets(op, key, position_query, distances), distances.key_mask)
+            against = op.Add(against_buckets(op, key, position_query, distances), distances.key_mask)
             p2c = self._picked(op, against, distances.of_key)
             total = p2c if c2p is None else op.Add(c2p, p2c)
         return op.Transpose(total, perm=[0, 3, 1, 2])
@@ -88,6 +88,6 @@ class DistanceScores(Float32Module):
         return op.Gather(rows, index, axis=1)
 
 
-def _against_buckets(op: Op, x: Value, positions: Value, distances: Distances) -> Value:
+def against_buckets(op: Op, x: Value, positions: Value, distances: Distances) -> Value:
     """x [batch, heads, sequence, head_dim] -> its scores against the buckets that occur, [..., sequence, bucket]."""
     return op.MatMul(x, op.Slice(positions, distances.first, distances.end, [2]))
