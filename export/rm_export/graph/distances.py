@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from rm_export.graph.module import Float32Module, Op, Value
@@ -33,19 +32,18 @@ class Distances:
         """attention_mask: int64 [batch, sequence]."""
         buckets = config.distance_table()
         reach = len(buckets) // 2
-        table = op.initializer(ir.tensor(buckets.astype(np.int32)), name="distance_buckets")
+        table = op.initializer(ir.tensor(buckets), name="distance_buckets")
         length = op.Slice(op.Shape(attention_mask), [1], [2])
         farthest = op.Min(op.Sub(length, [1]), [reach])
-        lowest, highest = (op.Gather(table, op.Add([reach], by), axis=0) for by in (op.Neg(farthest), farthest))
-        self.first = op.Cast(lowest, to=ir.DataType.INT64)
-        self.end = op.Add(op.Cast(highest, to=ir.DataType.INT64), [1])
+        self.first = op.Gather(table, op.Sub([reach], farthest), axis=0)
+        self.end = op.Add(op.Gather(table, op.Add(farthest, [reach]), axis=0), [1])
         place = op.Range(0, op.Squeeze(length, [0]), 1)
         queries, keys = op.Unsqueeze(place, [1]), op.Unsqueeze(place, [0])
         entry = op.Add(op.Max(op.Min(op.Sub(queries, keys), reach), -reach), reach)
-        bucket = op.Sub(op.Gather(table, entry, axis=0), lowest)
+        bucket = op.Sub(op.Gather(table, entry, axis=0), self.first)
         occurring = op.Sub(self.end, self.first)
         self.of_query, self.of_key = (
-            op.Add(op.Cast(op.Mul(positions, occurring), to=ir.DataType.INT32), bucket) for positions in (queries, keys)
+            op.Cast(op.Add(op.Mul(positions, occurring), bucket), to=ir.DataType.INT32) for positions in (queries, keys)
         )
         self.key_mask = op.Unsqueeze(op.Where(op.Equal(attention_mask, 0), MASKED, 0.0), [1, 3])
 
