@@ -1,7 +1,7 @@
-"""Where an engine's time goes, by kind of operator: `python benchmarks/operators.py [--precision int8] [--shape 4x512]`.
+"""Where an engine's time goes, by kind of operator: `python benchmarks/operator_shares.py [--precision P] [--shape BxS]`.
 
 Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, second run, the
-engines' own profilers: ONNX Runtime's kernel times, OpenVINO's counters (which cost time themselves). Shares of the sum.
+engines' own profilers: ONNX Runtime's kernel times, OpenVINO's counters, which cost time themselves. Shares of the sum.
 """
 
 from __future__ import annotations
