@@ -1,4 +1,4 @@
-"""Where an engine's time goes, by kind of operator: `python benchmarks/operator_shares.py [--precision P] [--shape BxS]`.
+"""Where time goes, by kind of operator: `python benchmarks/operator_shares.py [--precision P] [--shape BxS]`.
 
 Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, second run, the
 engines' own profilers: ONNX Runtime's kernel times, OpenVINO's counters, which cost time themselves. Shares of the sum.

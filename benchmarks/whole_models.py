@@ -3,7 +3,8 @@
 Full-size shapes with random weights and small vocabularies (benchmarks/full_size.py), every contender in a process of
 its own (rm_runtime.bench), the same rows of ids for all, in turns. transformers runs its backbone without the head, in
 the batches a script around it has. About half an hour on two cores, and 12 GiB of memory; `--works` picks some,
-`--layers` makes models shallower (ratios hardly change). Random weights have no decisions to keep: docs/int8.md has.
+`--layers` makes models shallower: ratios rise, since the last layer computes less. What int8 does to decisions is in
+docs/int8.md; random weights have none.
 """
 
 from __future__ import annotations
