@@ -6,6 +6,7 @@ Configs are those of the published checkpoints (semantics: config.json of each h
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 TOKENIZERS = Path(__file__).parent.parent / "tests" / "data" / "tokenizers"
 
@@ -69,7 +69,9 @@ _LLAMA32_1B = {
     "num_attention_heads": 32,
     "head_dim": 64,
 }
-_DEBERTA_V3_LARGE = {
+LLAMAS: dict[str, dict[str, Any]] = {"1B": _LLAMA32_1B, "3B": _LLAMA32_3B, "8B": _LLAMA3_8B}
+"""Shapes of Llama-3.2-1B, Llama-3.2-3B and Meta-Llama-3-8B."""
+DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -139,12 +141,20 @@ def pairrm(folder: Path) -> Path:
 
 def llama_1b(folder: Path, layers: int = 16) -> Path:
     """A sequence classifier with the first layers of Llama-3.2-1B's shape, random weights and a small vocabulary."""
+    return llama(folder, "1B", num_hidden_layers=layers)
+
+
+def llama(folder: Path, size: str, **overrides: Any) -> Path:
+    """A sequence classifier of LLAMAS[size]'s shape, random bfloat16 weights and a small vocabulary.
+
+    overrides: keys of config.json, for a smaller one.
+    """
     config = {
-        **_LLAMA32_1B,
+        **LLAMAS[size],
         **_SMALL_LLAMA_VOCABULARY,
         "architectures": ["LlamaForSequenceClassification"],
-        "num_hidden_layers": layers,
         "num_labels": 1,
+        **overrides,
     }
     shapes = decoder_shapes(config, "BF16")
     shapes["score.weight"] = ("BF16", [1, config["hidden_size"]])
@@ -165,10 +175,34 @@ def pair_pm_1b(folder: Path, layers: int = 16) -> Path:
     return write_random(folder, config, shapes, "llama3")
 
 
-def pairrm_layers(folder: Path, layers: int) -> Path:
-    """PairRM-hf with the first layers of DeBERTa-v3-large's shape, random weights and a small vocabulary."""
-    config = _pairrm_config(layers, vocab_size=_SMALL_VOCABULARY)
+def pairrm_layers(folder: Path, layers: int, **overrides: Any) -> Path:
+    """PairRM-hf with the first layers of DeBERTa-v3-large's shape, random weights and a small vocabulary.
+
+    overrides: keys of config.json, for a smaller one.
+    """
+    config = {**_pairrm_config(layers, vocab_size=_SMALL_VOCABULARY), **overrides}
     return write_random(folder, config, pairrm_shapes(config), "deberta")
+
+
+def deberta_classifier(folder: Path, layers: int = 24) -> Path:
+    """A DeBERTa sequence classifier with the first layers of v3-large's shape, random weights and a small vocabulary.
+
+    The class and shape of OpenAssistant/reward-model-deberta-v3-large-v2.
+    """
+    config = {
+        **DEBERTA_V3_LARGE,
+        "architectures": ["DebertaV2ForSequenceClassification"],
+        "num_hidden_layers": layers,
+        "vocab_size": _SMALL_VOCABULARY,
+        "num_labels": 1,
+        "pooler_hidden_size": 1024,
+        "pooler_hidden_act": "gelu",
+    }
+    hidden = config["hidden_size"]
+    shapes = deberta_shapes(config, "deberta.")
+    shapes |= {"pooler.dense.weight": ("F32", [hidden, hidden]), "pooler.dense.bias": ("F32", [hidden])}
+    shapes |= {"classifier.weight": ("F32", [1, hidden]), "classifier.bias": ("F32", [1])}
+    return write_random(folder, config, shapes, "deberta")
 
 
 def pairrm_prefixes() -> tuple[int, int, int]:
@@ -185,7 +219,7 @@ def _pairrm_prefix_ids() -> tuple[int, ...]:
 def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
     source, first, second, either = _pairrm_prefix_ids()
     return {
-        **_DEBERTA_V3_LARGE,
+        **DEBERTA_V3_LARGE,
         "architectures": ["DebertaV2PairRM"],
         "num_hidden_layers": layers,
         "vocab_size": vocab_size,
@@ -200,18 +234,25 @@ def _pairrm_config(layers: int, vocab_size: int) -> dict[str, Any]:
 
 def pairrm_shapes(config: Mapping[str, Any]) -> Shapes:
     """Tensor names and shapes of PairRM-hf."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    shapes: Shapes = {
-        "pretrained_model.embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
-        "pretrained_model.encoder.rel_embeddings.weight": ("F32", [512, hidden]),
+    hidden = config["hidden_size"]
+    return deberta_shapes(config, "pretrained_model.") | {
         "head_layer.1.weight": ("F32", [hidden, 2 * hidden]),
         "head_layer.1.bias": ("F32", [hidden]),
         "head_layer.4.weight": ("F32", [1, hidden]),
         "head_layer.4.bias": ("F32", [1]),
     }
-    norms = ["pretrained_model.embeddings.LayerNorm", "pretrained_model.encoder.LayerNorm"]
+
+
+def deberta_shapes(config: Mapping[str, Any], path: str) -> Shapes:
+    """Tensor names and shapes of a DeBERTa-v3 encoder whose names begin with `path`."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {
+        f"{path}embeddings.word_embeddings.weight": ("F32", [config["vocab_size"], hidden]),
+        f"{path}encoder.rel_embeddings.weight": ("F32", [512, hidden]),
+    }
+    norms = [f"{path}embeddings.LayerNorm", f"{path}encoder.LayerNorm"]
     for layer in range(config["num_hidden_layers"]):
-        prefix = f"pretrained_model.encoder.layer.{layer}."
+        prefix = f"{path}encoder.layer.{layer}."
         linears = {f"attention.self.{name}_proj": (hidden, hidden) for name in ("query", "key", "value")}
         linears |= {
             "attention.output.dense": (hidden, hidden),
@@ -255,34 +296,41 @@ def decoder_shapes(config: Mapping[str, Any], dtype: str) -> Shapes:
 def write_sparse(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokenizer: str) -> Path:
     """A checkpoint folder whose weights are a hole in the file: every value reads as zero."""
     _write_texts(folder, config, tokenizer)
-    header, offset = {}, 0
-    for name, (dtype, shape) in shapes.items():
-        size = {"F32": 4, "F16": 2, "BF16": 2}[dtype]
-        for dim in shape:
-            size *= dim
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    encoded = json.dumps(header).encode()
+    header, size = _header(shapes)
     with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + offset)
+        file.write(header)
+        file.truncate(len(header) + size)
     return folder
 
 
 def write_random(folder: Path, config: Mapping[str, Any], shapes: Shapes, tokenizer: str) -> Path:
-    """A checkpoint folder with normal weights of deviation 1/sqrt(inputs), norms around one, biases around zero."""
+    """A checkpoint folder with normal weights of deviation 1/sqrt(inputs), norms around one, biases around zero.
+
+    Tensor by tensor: an 8B checkpoint takes the memory of its largest tensor.
+    """
     _write_texts(folder, config, tokenizer)
     rng = np.random.default_rng(0)
-    tensors = {}
-    for name, (dtype, shape) in shapes.items():
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-        if len(shape) == 2:
-            drawn *= shape[1] ** -0.5
-        else:
-            drawn = 0.1 * drawn + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
-        tensors[name] = drawn.astype({"F32": np.float32, "BF16": ml_dtypes.bfloat16}[dtype])
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(_header(shapes)[0])
+        for name, (dtype, shape) in shapes.items():
+            drawn = rng.standard_normal(shape, dtype=np.float32)
+            if len(shape) == 2:
+                drawn *= shape[1] ** -0.5
+            else:
+                drawn = 0.1 * drawn + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
+            drawn.astype({"F32": np.float32, "BF16": ml_dtypes.bfloat16}[dtype]).tofile(file)
     return folder
+
+
+def _header(shapes: Shapes) -> tuple[bytes, int]:
+    """What a safetensors file of these tensors begins with, and the bytes of the tensors that follow in their order."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in shapes.items():
+        size = {"F32": 4, "F16": 2, "BF16": 2}[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded, offset
 
 
 def _write_texts(folder: Path, config: Mapping[str, Any], tokenizer: str) -> None:

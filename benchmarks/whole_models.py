@@ -2,8 +2,9 @@
 
 Full-size shapes with random weights and small vocabularies (benchmarks/full_size.py), every contender in a process of
 its own (rm_runtime.bench), the same rows of ids for all, in turns. transformers runs its backbone without the head, in
-the batches a script around it has. About an hour on two cores and 12 GiB of memory; `--works` picks some, `--layers`
-makes models shallower (ratios hardly change). Random weights have no decisions to keep: docs/int8.md has those.
+the batches a script around it has. About half an hour on two cores, and 12 GiB of memory; `--works` picks some,
+`--layers` makes models shallower: ratios rise, since the last layer computes less. What int8 does to decisions is in
+docs/int8.md; random weights have none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,24 +29,31 @@ from rm_export.hub import open_checkpoint_at
 from rm_runtime.bench.contenders import Contender, contender_specs
 from rm_runtime.bench.machine import machine_facts
 from rm_runtime.bench.scenarios import in_turns
+from rm_runtime.bundle import open_bundle
+from rm_runtime.token_budget import default_batch_tokens
 
 Rows = list[NDArray[np.int64]]
 
-REFERENCES = ("hf-float32", "hf-bfloat16")
-ROUNDS = 3
-MIXED_CHATS = 256
-PRECISIONS = ("fp32", "int8")
+SINGLE, HALF = "hf-float32", "hf-bfloat16"
+ROUNDS, LONG_ROUNDS = 3, 2
+LONG_TOKENS = 5_000
+"""Work of more tokens is repeated less often."""
+MIXED_CHATS = 48
+DECODER = {"int8": ("openvino", "onnxruntime")}
+ENCODER = {"int8": ("onnxruntime", "openvino", "openvino-bf16"), "fp32": ("onnxruntime", "openvino-bf16")}
+"""Engines by precision. bfloat16 decides otherwise than the bundle: benchmarks/int8_quality.py tells how often."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows as one request. reference_rows: how many of them transformers takes at once. engines: by precision."""
+    """Rows as one request. engines: by precision. references: transformers' types; reference_rows: its batch."""
 
     name: str
     model: str
     rows: Rows
+    engines: Mapping[str, Sequence[str]]
+    references: Sequence[str]
     reference_rows: int
-    engines: dict[str, Sequence[str]]
 
     @property
     def tokens(self) -> int:
@@ -65,8 +73,6 @@ MODELS = {
     "Llama-3.2-1B, pair-pm": Model(full_size.pair_pm_1b, 16),
     "PairRM": Model(full_size.pairrm_layers, 24),
 }
-DECODER = {"int8": ("openvino", "onnxruntime")}
-ENCODER = {"int8": ("onnxruntime", "openvino"), "fp32": ("onnxruntime",)}
 
 
 def works() -> list[Work]:
@@ -81,25 +87,27 @@ def works() -> list[Work]:
 
     prompt, context, first, second = ids(800), ids(800), ids(200), ids(200)
     mixed = rng.integers(50, 1501, size=MIXED_CHATS)
-    source, candidates = ids(254), [ids(127) for _ in range(8)]
+    llama, both = "Llama-3.2-1B", [SINGLE, HALF]
+    source, candidates = ids(255), [ids(127) for _ in range(8)]
     places = range(len(candidates))
     ranked = [pairrm_row(source, candidates[i], candidates[j]) for i in places for j in places if i != j]
     return [
-        Work("4 x 512", "Llama-3.2-1B", [ids(512) for _ in range(4)], 4, DECODER),
-        Work("1 x 128", "Llama-3.2-1B", [ids(128)], 1, DECODER),
-        Work("best of 8, 800 + 200", "Llama-3.2-1B", [behind(prompt, 200) for _ in range(8)], 8, DECODER),
-        Work(f"{MIXED_CHATS} chats of 50 to 1,500", "Llama-3.2-1B", [ids(length) for length in mixed], 8, DECODER),
+        Work("4 x 512", llama, [ids(512) for _ in range(4)], DECODER, both, 4),
+        Work("1 x 128", llama, [ids(128)], DECODER, both, 1),
+        Work("best of 8, 800 + 200", llama, [behind(prompt, 200) for _ in range(8)], DECODER, [HALF], 8),
+        Work(f"{MIXED_CHATS} chats of 50 to 1,500", llama, [ids(length) for length in mixed], DECODER, [HALF], 8),
         Work(
             "two orders, 800 + 200 + 200",
             "Llama-3.2-1B, pair-pm",
             [np.concatenate([context, *pair]) for pair in ((first, second), (second, first))],
-            1,
             DECODER,
+            [HALF],
+            1,
         ),
-        Work("1 x 512", "PairRM", [pairrm_row(ids(254), ids(127), ids(127))], 1, ENCODER),
-        Work("1 x 2,048", "PairRM", [pairrm_row(ids(1022), ids(511), ids(511))], 1, ENCODER),
+        Work("1 x 512", "PairRM", [pairrm_row(ids(255), ids(127), ids(127))], ENCODER, both, 1),
+        Work("1 x 2,048", "PairRM", [pairrm_row(ids(1023), ids(511), ids(511))], ENCODER, both, 1),
         # llm-blender runs one input's pairs one by one (semantics.md 5)
-        Work("rank of 8: 56 x 512", "PairRM", ranked, 1, ENCODER),
+        Work("rank of 8: 56 x 512", "PairRM", ranked, ENCODER, both, 1),
     ]
 
 
@@ -115,7 +123,7 @@ def measured(work: Work, checkpoint: Path, bundles: dict[str, Path], threads: in
         "checkpoint": str(checkpoint),
         "threads": threads,
         "device": None,
-        "batch_tokens": 4096,
+        "share_prefixes": True,
         "batch_rows": work.reference_rows,
         "rows": [row.tolist() for row in work.rows],
     }
@@ -124,16 +132,19 @@ def measured(work: Work, checkpoint: Path, bundles: dict[str, Path], threads: in
         contenders: dict[str, Contender] = {}
         for precision, engines in work.engines.items():
             for spec in contender_specs(engines):
-                bundle = str(bundles[precision])
-                contenders[f"{spec.name}, {precision}"] = Contender(spec, settings | {"bundle": bundle})
+                bundle = open_bundle(bundles[precision])
+                own = {"bundle": str(bundle.path), "batch_tokens": default_batch_tokens(bundle, "cpu")}
+                contenders[f"{spec.name}, {precision}"] = Contender(spec, settings | own)
         for spec in contender_specs([], "hf"):
+            if spec.name not in work.references:
+                continue
             contenders[spec.name] = Contender(spec, settings | {"bundle": str(next(iter(bundles.values())))})
         for contender in contenders.values():
             stack.callback(contender.stop)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for contender in contenders.values():
-            contender.run(every[:8])
-        for turn in range(ROUNDS if work.tokens < 50_000 else 1):
+            contender.run(every[:2])  # opens the graph of a shared prefix too
+        for turn in range(ROUNDS if work.tokens <= LONG_TOKENS else LONG_ROUNDS):
             for name in in_turns(contenders, turn):
                 seconds[name].append(contenders[name].run(every))
         return {
@@ -147,14 +158,13 @@ def measured(work: Work, checkpoint: Path, bundles: dict[str, Path], threads: in
         }
 
 
-def table_row(work: Work, figures: dict[str, Any]) -> str:
-    single, half = (figures[name]["seconds"] for name in REFERENCES)
-    cells = [f"{single:.3f}", f"{half:.3f}"]
+def table_rows(work: Work, figures: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown: seconds of every contender, and how many times faster than each reference."""
     for name, figure in figures.items():
-        if name not in REFERENCES:
-            own = figure["seconds"]
-            cells.append(f"{name}: {own:.3f} s, {half / own:.2f}x bfloat16, {single / own:.2f}x float32")
-    return f"| {work.model}, {work.name} | {' | '.join(cells)} |"
+        seconds = figure["seconds"]
+        ratios = [f"{figures[of]['seconds'] / seconds:.2f}" if of in figures else "" for of in (HALF, SINGLE)]
+        memory = f"{figure['peak_bytes'] / 2**30:.1f} GiB"
+        yield f"| {work.model}, {work.name} | {name} | {seconds:.3f} | {' | '.join(ratios)} | {memory} |"
 
 
 def main() -> None:
@@ -165,7 +175,8 @@ def main() -> None:
     parser.add_argument("--works", nargs="*", help="only those whose model and name contain one of these")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine_facts(), "layers": arguments.layers, "works": {}}
-    print(f"{figures['machine']}\n\n| work | HF float32, s | HF bfloat16, s | ours |\n|---|---|---|---|", flush=True)
+    print(f"{figures['machine']}\n\n| work | contender | seconds | x bfloat16 | x float32 | peak memory |")
+    print("|---|---|---|---|---|---|", flush=True)
     for model, shape in MODELS.items():
         chosen = [
             work
@@ -189,7 +200,7 @@ def main() -> None:
             for work in chosen:
                 of = measured(work, checkpoint, bundles, arguments.threads)
                 figures["works"][f"{model}, {work.name}"] = of
-                print(table_row(work, of), flush=True)
+                print("\n".join(table_rows(work, of)), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -84,6 +84,8 @@ def _backbone(checkpoint: Checkpoint, family: str, dtype: str) -> tuple[Any, str
     """The backbone, and which attention it has: transformers' fused one where it has one for this model."""
     weights = CheckpointWeights(checkpoint)
     prefix, config = "model.", hf_config(checkpoint.config)
+    if family == "scalar" and config.model_type == "deberta-v2":
+        prefix = "deberta."
     if family == "pairrm":
         prefix = "pretrained_model."
         vocab_size, _ = weights.dims(f"{prefix}embeddings.word_embeddings.weight")

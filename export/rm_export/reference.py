@@ -202,7 +202,8 @@ def _scalar(opening: _Opening) -> Reference:
     """transformers' *ForSequenceClassification with its own pooling; a stored score.bias is added."""
     import torch
 
-    labels, hidden_size = opening.weights.dims("score.weight")
+    head = "score.weight" if "score.weight" in opening.weights else "classifier.weight"  # DeBERTa's
+    labels, hidden_size = opening.weights.dims(head)
     config = hf_config(opening.checkpoint.config, num_labels=labels)
     model = hf_model("AutoModelForSequenceClassification", config)
     if "score.bias" in opening.weights:

@@ -69,7 +69,8 @@ class Manifest:
     graphs: role -> file; role "plain" is the graph of the contract (input_ids, attention_mask);
         "prefix" is the same with prefix_ids before every row.
     inputs, outputs: the contract of the plain graph.
-    pooling: which rule of semantics 0.1 finds the last token: FIRST-PAD, LAST-NONPAD, MASK-SUM, or PREFIX-TOKENS.
+    pooling: which rule of semantics 0.1 finds the tokens read: FIRST-PAD, LAST-NONPAD, MASK-SUM, PREFIX-TOKENS or
+        FIRST-TOKEN.
     pad_token_id: what rows are padded with, on the right.
     prompt: conversation -> ids.
     precision: "fp32", "fp16", "bf16", ...; target: which dialect the graph is written in ("cpu", ...).

@@ -8,7 +8,8 @@ from checkpoints.armo import armorm
 from checkpoints.dpa import dpa_rm
 from checkpoints.pair_preference import pair_pm
 from checkpoints.pair_ranker import pairrm
+from checkpoints.scalar_encoder import scalar_encoder
 from checkpoints.scalar_score import scalar
 from checkpoints.value_head import grm
 
-__all__ = ["armorm", "dpa_rm", "grm", "pair_pm", "pairrm", "scalar"]
+__all__ = ["armorm", "dpa_rm", "grm", "pair_pm", "pairrm", "scalar", "scalar_encoder"]

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from checkpoints.deberta import DEBERTA, draw_deberta
 from checkpoints.hub_folder import (
     TOKENIZERS,
     copy_tokenizer,
@@ -15,31 +16,6 @@ from checkpoints.hub_folder import (
 from checkpoints.weights import Weights
 
 BACKBONE_NAME = "microsoft/deberta-v3-large"
-_DEBERTA = {
-    "attention_probs_dropout_prob": 0.1,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 64,
-    "initializer_range": 0.02,
-    "intermediate_size": 160,
-    "layer_norm_eps": 1e-7,
-    "max_position_embeddings": 128,
-    "max_relative_positions": -1,
-    "model_type": "deberta-v2",
-    "norm_rel_ebd": "layer_norm",
-    "num_attention_heads": 4,
-    "num_hidden_layers": 3,
-    "pad_token_id": 0,
-    "pooler_dropout": 0,
-    "pooler_hidden_act": "gelu",
-    "pooler_hidden_size": 64,
-    "pos_att_type": "p2c|c2p",
-    "position_biased_input": False,
-    "position_buckets": 32,
-    "relative_attention": True,
-    "share_att_key": True,
-    "type_vocab_size": 0,
-}
 _RANKER = {
     "cache_dir": "./hf_models/microsoft/deberta-v3-large",
     "candidate_maxlength": 412,
@@ -80,7 +56,7 @@ def pairrm(
     copy_tokenizer("deberta", folder)
     ids = token_ids(folder)
     vocab_size = ids["<|candidate|>"] + 1
-    deberta = _DEBERTA | {key: value for key, value in config_overrides.items() if key not in _RANKER}
+    deberta = DEBERTA | {key: value for key, value in config_overrides.items() if key not in _RANKER}
     ranker = _RANKER | {key: value for key, value in config_overrides.items() if key in _RANKER}
     if layout == "PairRM-hf":
         config = deberta | {
@@ -111,22 +87,8 @@ def pairrm(
 
 def _tensors(config: dict[str, Any], vocab_size: int, n_tasks: int, dtype: str, seed: int) -> dict[str, Any]:
     weights = Weights(seed, dtype)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    embeddings, encoder = "pretrained_model.embeddings", "pretrained_model.encoder"
-    weights.normal(f"{embeddings}.word_embeddings.weight", vocab_size, hidden)
-    weights.layer_norm(f"{embeddings}.LayerNorm", hidden)
-    weights.normal(f"{encoder}.rel_embeddings.weight", 2 * config["position_buckets"], hidden)
-    weights.layer_norm(f"{encoder}.LayerNorm", hidden)
-    for index in range(config["num_hidden_layers"]):
-        layer = f"{encoder}.layer.{index}"
-        # sharp attention: an average over all tokens would leave little of any one of them
-        for projection in ("query_proj", "key_proj", "value_proj"):
-            weights.linear(f"{layer}.attention.self.{projection}", hidden, hidden, bias=True, gain=2.0)
-        weights.linear(f"{layer}.attention.output.dense", hidden, hidden, bias=True, gain=2.0)
-        weights.layer_norm(f"{layer}.attention.output.LayerNorm", hidden)
-        weights.linear(f"{layer}.intermediate.dense", hidden, inner, bias=True)
-        weights.linear(f"{layer}.output.dense", inner, hidden, bias=True)
-        weights.layer_norm(f"{layer}.output.LayerNorm", hidden)
+    hidden = config["hidden_size"]
+    draw_deberta(weights, config, "pretrained_model", vocab_size)
     weights.linear("head_layer.1", 2 * hidden, hidden, bias=True)
     weights.linear("head_layer.4", hidden, n_tasks, bias=True, gain=3.0)
     return weights.tensors

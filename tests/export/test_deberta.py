@@ -10,15 +10,17 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnxscript import GraphBuilder
 
 from checkpoints.weights import Weights
-from rm_export.build import build_model
+from rm_export.build import IR_VERSION, OPSET, build_model
 from rm_export.checkpoint import read_tensors
 from rm_export.errors import CheckpointError
 from rm_export.families.plan import Plan
 from rm_export.graph import rows as graph_rows
 from rm_export.graph.deberta import Deberta
 from rm_export.graph.deberta_config import DebertaConfig, log_buckets
+from rm_export.graph.distances import Distances
 from rm_export.graph.module import Op, Value
 from rm_export.lowering import lower, target_for
 from rm_export.tensors import FileTensor
@@ -166,6 +168,29 @@ def test_every_distance_up_to_4096_falls_into_transformers_bucket(buckets: int, 
     assert (read == (expected + buckets).clip(0, 2 * buckets - 1)).all()
 
 
+@pytest.mark.parametrize("length", [1, 2, 128, 129, 600])
+def test_a_pair_reads_its_own_bucket_among_those_that_occur_at_the_length(length: int) -> None:
+    config = DebertaConfig.from_hf(CONFIG)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="distances")
+    builder = GraphBuilder(graph)
+    distances = Distances(builder.op, builder.input("mask", ir.DataType.INT64, ["batch", "sequence"]), config)
+    for name, value in (("first", distances.first), ("end", distances.end)):
+        value.type = ir.TensorType(ir.DataType.INT64)
+        builder.add_output(value, name)
+    for name, value in (("of_query", distances.of_query), ("of_key", distances.of_key)):
+        value.type = ir.TensorType(ir.DataType.INT32)
+        builder.add_output(value, name)
+    session = onnxruntime.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString())
+    (first,), (end,), of_query, of_key = session.run(None, {"mask": np.ones((1, length), np.int64)})
+    place = np.arange(length)
+    span = config.relative_span
+    bucket = log_buckets(place[:, None] - place, config.position_buckets, config.max_relative_positions) + span
+    bucket = bucket.clip(0, 2 * span - 1)
+    assert (first, end) == (bucket.min(), bucket.max() + 1)
+    assert (of_query == place[:, None] * (end - first) + bucket - first).all()
+    assert (of_key == place * (end - first) + bucket - first).all()
+
+
 def test_only_the_states_at_given_positions_are_returned(tmp_path: Path) -> None:
     model = reference()
     ids, mask = rows(40, batch=3)
@@ -194,7 +219,12 @@ def test_norms_and_attention_stay_float32_in_float16(tmp_path: Path) -> None:
     model = reference()
     ids, mask = rows(60)
     lowered = lower(graph(tmp_path, model), "fp16", target_for("cpu", "fp16"))
-    kept = [node for node in lowered.graph if node.op_type in ("GatherElements", "LayerNormalization")]
+    kept = [
+        node
+        for node in lowered.graph
+        if "/distance_scores/" in (node.name or "") or node.op_type == "LayerNormalization"
+    ]
+    assert {"MatMul", "Gather", "LayerNormalization"} <= {node.op_type for node in kept}
     assert {node.outputs[0].dtype for node in kept} == {ir.DataType.FLOAT}
     attention = next(node for node in lowered.graph if node.op_type == "Attention")
     assert attention.outputs[0].dtype == ir.DataType.FLOAT

@@ -47,4 +47,4 @@ def test_layers_of_one_shape_share_one_compiled_session(tmp_path: Path) -> None:
     runner = StageRunner(threads=1)
     run_stages(model, ROWS[:1], runner)
     assert len(split_stages(model)) == 6
-    assert len(runner._sessions) == 3  # before, one layer, after
+    assert len(runner._sessions) == 4  # before, one layer, the last one, after

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 
@@ -267,6 +268,30 @@ def test_auto_asks_the_rule_for_a_bundle_on_the_cpu_and_only_there(
     with pytest.raises(EngineError, match=r"this onnxruntime .* has no cuda provider"):
         open_engine(Bundle(bundle.path, dataclasses.replace(manifest, target="cuda")), device="cuda")
     assert len(asked) == 1
+
+
+class CudaThatFellBack:
+    """Stands for an onnxruntime-gpu without a driver: it warns, and its session runs on the CPU."""
+
+    def __init__(self, path: str, options: object, providers: list[tuple[str, dict[str, int]]]) -> None:
+        self.asked.append(providers)
+
+    asked: ClassVar[list[list[tuple[str, dict[str, int]]]]] = []
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_cuda_that_onnx_runtime_silently_replaced_by_the_cpu_is_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", CudaThatFellBack)
+    manifest = dataclasses.replace(bundle.manifest, target="cuda")
+    with pytest.raises(EngineError, match="could not start its cuda provider; is there an NVIDIA driver") as caught:
+        open_engine(Bundle(bundle.path, manifest), device="cuda:1")
+    assert "\n" not in str(caught.value)
+    assert CudaThatFellBack.asked == [[("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})]]
 
 
 def test_an_id_outside_the_vocabulary_is_refused_where_openvino_would_read_zeros(bundle: Bundle) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
+from rm_export.graph.distances import Distances, DistanceScores
 from rm_export.graph.module import Float32Module, Linear, Module, Op, Value, Weight
 from rm_export.graph.positions import gather_positions
 from rm_export.tensors import Computed, StreamedTensor, to_float32
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rm_export.graph.deberta_config import DebertaConfig
-
-MASKED = -30000.0
-"""Added to the scores of padded keys: softmax gives them exactly 0, and float16 can hold it."""
 
 
 class LayerNorm(Float32Module):
@@ -82,25 +80,6 @@ class Projection(Linear):
         return op.Transpose(split, perm=[0, 2, 1, 3])
 
 
-class DistanceScores(Float32Module):
-    """Picks each query-key pair's distance out of the scores against all distances, and sums the terms.
-
-    Both picks share one index tensor, bucket(i - j): c2p reads it along a query's row, p2c along a key's
-    column, so nothing is transposed. On ONNX Runtime's CPU, from 512 to 2,048 tokens, this is faster than
-    transformers' form and than a skew (Slice, Reshape, Slice of all 2S - 1 distances).
-    """
-
-    def forward(self, op: Op, c2p: Value | None, p2c: Value | None, context: Context) -> Value:
-        """c2p [batch, heads, query, bucket], p2c [batch, heads, bucket, key] -> [batch, heads, query, key].
-
-        Padded keys are masked on p2c, the smaller array: a masked key is masked at every distance.
-        """
-        if p2c is None:
-            return op.Add(op.GatherElements(c2p, context.buckets, axis=3), context.key_mask)
-        total = op.GatherElements(op.Add(p2c, context.key_mask), context.buckets, axis=2)
-        return total if c2p is None else op.Add(op.GatherElements(c2p, context.buckets, axis=3), total)
-
-
 class DisentangledSelfAttention(Float32Module):
     """softmax((Q K^T + Q PK[i - j]^T + PQ[i - j] K^T) * scale) V, with scale = 1 / sqrt(3 * head_dim).
 
@@ -118,24 +97,20 @@ class DisentangledSelfAttention(Float32Module):
         own = "" if config.share_att_key else "pos_"
         self.position_key = self.position_query = None
         if config.content_to_position:
-            self.position_key = _position_weight(config, encoder, f"{own}key_proj", buckets_last=True)
+            self.position_key = _position_weight(config, encoder, f"{own}key_proj")
         if config.position_to_content:
-            self.position_query = _position_weight(config, encoder, f"{own}query_proj", buckets_last=False)
-        self.distance_scores = DistanceScores()
+            self.position_query = _position_weight(config, encoder, f"{own}query_proj")
+        self.distance_scores = DistanceScores(config.num_heads)
 
-    def forward(self, op: Op, x: Value, context: Context) -> Value:
+    def forward(self, op: Op, x: Value, distances: Distances) -> Value:
         """x [batch, sequence, hidden] -> [batch, sequence, hidden] before the output projection."""
         query, key, value = self.query_proj(op, x), self.key_proj(op, x), self.value_proj(op, x)
-        c2p = p2c = None
-        if self.position_key is not None:
-            c2p = op.MatMul(query, self.position_key)
-        if self.position_query is not None:
-            p2c = op.MatMul(self.position_query, op.Transpose(key, perm=[0, 1, 3, 2]))
+        bias = self.distance_scores(op, query, key, self.position_key, self.position_query, distances)
         attended = op.Attention(
             query,
             key,
             value,
-            self.distance_scores(op, c2p, p2c, context),
+            bias,
             scale=self.config.attention_scale,
             softmax_precision=ir.DataType.FLOAT.value,
         )
@@ -175,9 +150,9 @@ class AttentionBlock(Module):
         self.self = DisentangledSelfAttention(config, encoder)
         self.output = ResidualOutput(config.hidden_size, config)
 
-    def forward(self, op: Op, x: Value, context: Context, at: Value | None) -> Value:
+    def forward(self, op: Op, x: Value, distances: Distances, at: Value | None) -> Value:
         """x [batch, sequence, hidden] -> the same, or [batch, k, hidden] at positions `at` [batch, k]."""
-        attended = self.self(op, x, context)
+        attended = self.self(op, x, distances)
         if at is not None:
             attended, x = gather_positions(op, attended, at), gather_positions(op, x, at)
         return self.output(op, attended, x)
@@ -192,9 +167,9 @@ class Layer(Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
 
-    def forward(self, op: Op, x: Value, context: Context, at: Value | None = None) -> Value:
+    def forward(self, op: Op, x: Value, distances: Distances, at: Value | None = None) -> Value:
         """x [batch, sequence, hidden] -> the same, or [batch, k, hidden] at positions `at` [batch, k]."""
-        attended = self.attention(op, x, context, at)
+        attended = self.attention(op, x, distances, at)
         return self.output(op, self.intermediate(op, attended), attended)
 
 
@@ -205,11 +180,11 @@ class Encoder(Module):
         super().__init__()
         self.layer = nn.ModuleList([Layer(config, path) for _ in range(config.num_layers)])
 
-    def forward(self, op: Op, x: Value, context: Context, at: Value | None) -> Value:
+    def forward(self, op: Op, x: Value, distances: Distances, at: Value | None) -> Value:
         """x [batch, sequence, hidden] -> the last layer's states, at the positions `at` only if given."""
         last = len(self.layer) - 1
         for place, layer in enumerate(self.layer):
-            x = layer(op, x, context, at if place == last else None)
+            x = layer(op, x, distances, at if place == last else None)
         return x
 
 
@@ -228,40 +203,14 @@ class Deberta(Module):
 
         Without `at`: all positions, [batch, sequence, hidden]; those of padding mean nothing.
         """
-        context = Context(op, input_ids, attention_mask, self.config)
-        return self.encoder(op, self.embeddings(op, input_ids), context, at)
+        distances = Distances(op, attention_mask, self.config)
+        return self.encoder(op, self.embeddings(op, input_ids), distances, at)
 
 
-class Context:
-    """What all layers of one graph share.
-
-    buckets: row of the distance embeddings for query i and key j, int32 [batch, heads, sequence, sequence];
-    it depends on i - j only, but GatherElements does not broadcast.
-    key_mask: 0 or MASKED, [batch, 1, 1, sequence].
-    """
-
-    def __init__(self, op: Op, input_ids: Value, attention_mask: Value, config: DebertaConfig) -> None:
-        shape = op.Shape(input_ids)
-        batch, length = op.Slice(shape, [0], [1]), op.Slice(shape, [1], [2])
-        place = op.Range(0, op.Squeeze(length, [0]), 1)
-        distance = op.Sub(op.Unsqueeze(place, [1]), op.Unsqueeze(place, [0]))
-        table = config.distance_table()
-        reach = len(table) // 2
-        entry = op.Add(op.Max(op.Min(distance, reach), -reach), reach)
-        buckets = op.Gather(op.initializer(ir.tensor(table.astype(np.int32)), name="distance_buckets"), entry)
-        wanted = op.Concat(batch, [config.num_heads], length, length, axis=0)
-        self.buckets = op.Expand(buckets, wanted)
-        masked = op.Where(op.Equal(attention_mask, 0), MASKED, 0.0)
-        self.key_mask = op.Unsqueeze(masked, [1, 2])
-
-
-def _position_weight(config: DebertaConfig, encoder: str, projection: str, *, buckets_last: bool) -> Weight:
-    """The distance embeddings, normed, projected and scaled.
-
-    [heads, 2 * relative_span, head_dim], or with buckets_last [heads, head_dim, 2 * relative_span].
-    """
+def _position_weight(config: DebertaConfig, encoder: str, projection: str) -> Weight:
+    """The distance embeddings, normed, projected and scaled: [heads, head_dim, 2 * relative_span]."""
     buckets, heads, size = 2 * config.relative_span, config.num_heads, config.head_dim
-    shape = (heads, size, buckets) if buckets_last else (heads, buckets, size)
+    shape = (heads, size, buckets)
     norm = [f"/{encoder}.LayerNorm.weight", f"/{encoder}.LayerNorm.bias"] if config.norm_relative else []
     sources = [f"/{encoder}.rel_embeddings.weight", f"{projection}.weight", f"{projection}.bias", *norm]
 
@@ -278,7 +227,7 @@ def _position_weight(config: DebertaConfig, encoder: str, projection: str, *, bu
             projected = embeddings @ to_float32(weight.numpy()).T + to_float32(bias.numpy())
             projected *= np.float32(config.attention_scale)
             split = projected.reshape(buckets, heads, size)
-            return np.ascontiguousarray(split.transpose((1, 2, 0) if buckets_last else (1, 0, 2)))
+            return np.ascontiguousarray(split.transpose(1, 2, 0))
 
         return Computed(compute, ir.DataType.FLOAT, shape, f"{encoder}.{projection}")
 

@@ -3,7 +3,7 @@
 Rows are right-padded and attention is causal, so no position ever sees padding and no padding mask is needed: the
 score of a row does not depend on what it is batched with (docs/architecture.md, "Padding"). How the rows' tokens lie in
 the matrices, each row in full or behind a prefix that they share, is graph/context.py's. The decoder returns the hidden
-states of the requested positions only; the final norm sees just those.
+states of the requested positions only; behind the last layer's attention nothing else is computed.
 """
 
 from __future__ import annotations
@@ -83,14 +83,15 @@ class Attention(Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.capped = CappedAttention(config, config.softcap) if config.softcap else None
 
-    def forward(self, op: Op, x: Value, layout: Layout) -> Value:
-        """x [batch, sequence, hidden] -> the same shape."""
+    def forward(self, op: Op, x: Value, layout: Layout, at: Value | None) -> Value:
+        """x [batch, sequence, hidden] -> the same shape, or [batch, k, hidden] at positions `at` [batch, k]."""
         config = self.config
         query = self._rotated(op, self.q_proj(op, x), self.q_norm, config.num_heads, layout)
         key = self._rotated(op, self.k_proj(op, x), self.k_norm, config.num_kv_heads, layout)
         value = self.v_proj(op, x)
         masked = self.capped is not None
-        return self.o_proj(op, layout.attended(op, self._attend, query, key, value, self.window, masked))
+        attended = layout.attended(op, self._attend, query, key, value, self.window, masked)
+        return self.o_proj(op, attended if at is None else layout.states_at(op, attended, at))
 
     def _attend(self, op: Op, query: Value, key: Value, value: Value, visible: Value | None) -> Value:
         if self.capped is not None:
@@ -193,9 +194,11 @@ class DecoderLayer(Module):
             self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
 
-    def forward(self, op: Op, x: Value, layout: Layout) -> Value:
-        """x [batch, sequence, hidden] -> the same shape."""
-        attended = self.self_attn(op, self.input_layernorm(op, x), layout)
+    def forward(self, op: Op, x: Value, layout: Layout, at: Value | None = None) -> Value:
+        """x [batch, sequence, hidden] -> the same shape, or [batch, k, hidden] at positions `at` [batch, k]."""
+        attended = self.self_attn(op, self.input_layernorm(op, x), layout, at)
+        if at is not None:
+            x = layout.states_at(op, x, at)
         if not self.post_norms:
             x = op.Add(x, attended)
             return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
@@ -220,6 +223,7 @@ class Decoder(Module):
         """rows, at [batch, k] positions in them -> [batch, k, hidden] after the final norm."""
         layout = layout_of(op, rows, self.rotary)
         x = self.embed_tokens(op, layout.input_ids)
-        for layer in self.layers:
-            x = layer(op, x, layout)
-        return self.norm(op, layout.states_at(op, x, at))
+        last = len(self.layers) - 1
+        for place, layer in enumerate(self.layers):
+            x = layer(op, x, layout, at if place == last else None)
+        return self.norm(op, x)

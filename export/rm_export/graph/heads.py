@@ -43,6 +43,18 @@ class IndexedMLP(Float32Module):
         return x
 
 
+class ContextPooler(Float32Module):
+    """gelu(dense(x)), the exact gelu. Source: transformers' ContextPooler of DeBERTa-v2, its dropout off."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = Float32Linear(hidden_size, hidden_size, bias=True)
+
+    def forward(self, op: Op, first: Value) -> Value:
+        """first [batch, hidden_size], the states of the first tokens -> [batch, hidden_size]."""
+        return op.Gelu(self.dense(op, first), approximate="none")
+
+
 class GatingNetwork(Float32Module):
     """ArmoRM's gate: MLP, softmax(x / temperature), times logit_scale. Source: ArmoRM's modeling_custom.py."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rm_calibration.smoothing import grouped_query_channels
 
-IN_LAYER = re.compile(r"^(?:model/layers|pretrained_model/encoder/layer)\.(\d+)/")
+IN_LAYER = re.compile(r"^(?:model/layers|(?:pretrained_model|deberta)/encoder/layer)\.(\d+)/")
 """Names of the nodes of a backbone's layers; the group is the layer's number."""
 
 _LAYOUT = frozenset({"Split", "Reshape", "Expand", "Concat"})

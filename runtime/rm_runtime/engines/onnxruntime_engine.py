@@ -62,9 +62,15 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, r
         options.add_session_config_entry("session.disable_prepacking", "1")
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":
-        provider = (provider, {"device_id": int(index or 0)})
+        # TF32 would round the inputs of float32 products to 11 bits: bundles say float32 where decisions hang on it
+        provider = (provider, {"device_id": int(index or 0), "use_tf32": 0})
     try:
         session = onnxruntime.InferenceSession(str(bundle.graph_path(role)), options, providers=[provider])
     except Exception as error:  # onnxruntime's own exceptions have no public base
         raise load_failure("onnxruntime", error, bundle.graph_path(role)) from None
+    if _PROVIDERS[kind] not in session.get_providers():  # onnxruntime only warns, and takes the CPU
+        raise EngineError(
+            f"onnxruntime could not start its {kind} provider; is there an NVIDIA driver, and are CUDA's libraries of "
+            "the version that this onnxruntime was built for? (import torch, or onnxruntime.preload_dlls(), finds them)"
+        )
     return OnnxRuntimeEngine(session)
