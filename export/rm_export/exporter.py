@@ -28,7 +28,15 @@ from rm_export.lowering import Target, lower, target_for
 from rm_export.measure import measure
 from rm_export.options import Options
 from rm_export.proof import package_versions, parity_files
-from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Written, quantise, write_within_budget
+from rm_export.quantisation import (
+    BOTH_SIDES,
+    RECIPE_NAME,
+    WEIGHT_BITS,
+    Quantisation,
+    Written,
+    quantise,
+    write_within_budget,
+)
 from rm_export.speed import compare_layers
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
@@ -52,8 +60,8 @@ def export_checkpoint(
 ) -> Path:
     """Write the checkpoint as a bundle folder and return its path.
 
-    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8", "w8", "w4". target: "cpu",
-    "cuda", "tensorrt". quantisation: how to calibrate and judge; None takes the built-in conversations.
+    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4". target:
+    "cpu", "cuda", "tensorrt". quantisation: how to calibrate and judge; None takes the built-in conversations.
     A quantised bundle is compared with its float graph on held-out conversations; parity.json and parity.html tell.
     Raises CheckpointError if the checkpoint is not what it should be, ExportError if the bundle cannot be made.
     """
@@ -68,7 +76,7 @@ def export_checkpoint(
 
     choices, quantised = quantisation or Quantisation(), None
     work = output.absolute().with_name(f".{output.absolute().name}.calibration")
-    if precision in ("int8", *WEIGHT_BITS):
+    if precision in (*BOTH_SIDES, *WEIGHT_BITS):
         quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, work, progress)
     with staged_folder(output, force) as folder:
         written = None

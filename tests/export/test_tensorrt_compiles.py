@@ -25,6 +25,7 @@ from rm_export.lowering.gemms import find_gemms
 from rm_export.lowering.quantise import Quantise
 from rm_export.lowering.quantise_weights import QuantiseWeights, block_size
 from rm_export.options import Options
+from rm_export.quantisation import BOTH_SIDES
 
 TARGET = TARGETS["tensorrt"]
 FAMILIES = ("armorm", "grm", "pairrm", "pair_pm", "dpa_rm")
@@ -49,8 +50,10 @@ def lowered(checkpoint: Checkpoint, precision: str, shared_prefix: bool) -> tupl
     model, gemms = build(), find_gemms(build().graph)
     weight_only = precision in ("w8", "w4")
     quantised = frozenset(gemm.name for gemm in gemms if not weight_only or block_size(gemm) is not None)
-    if precision in ("int8", "fp8"):
-        model = Quantise(observed_scales(build(shared_prefix=False)), quantised)(model).model
+    if precision in BOTH_SIDES:
+        numbers = BOTH_SIDES[precision]
+        scales = observed_scales(build(shared_prefix=False), numbers=numbers)
+        model = Quantise(scales, quantised, numbers)(model).model
     elif weight_only:
         model = QuantiseWeights(int(precision[1:]), blocks=precision == "w4")(model).model
     return lower(model, precision, TARGET), quantised
