@@ -37,3 +37,5 @@ class NumberFormat:
 
 INT8 = NumberFormat("int8", np.dtype(np.int8), INT8_LEVELS, clips=True)
 FLOAT8 = NumberFormat("fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448, clips=False)
+FORMATS = {numbers.name: numbers for numbers in (INT8, FLOAT8)}
+"""By the name of the precision that has them on both sides of its products."""

@@ -102,7 +102,7 @@ def dequantise(quantised: QuantisedWeight, block_size: int | None = None) -> NDA
     """What the engine multiplies with, float32 [in, out]: values times their channel's or their block's scale."""
     values, scales = quantised
     if block_size is None:
-        return values.astype(np.float32) * scales
+        return values * scales
     return values * np.repeat(scales, block_size, axis=0)[: len(values)]
 
 

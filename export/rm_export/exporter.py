@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from rm_calibration.formats import FORMATS
 from rm_export import families
 from rm_export.build import OPSET, build_model
 from rm_export.bundle import (
@@ -28,15 +29,7 @@ from rm_export.lowering import Target, lower, target_for
 from rm_export.measure import measure
 from rm_export.options import Options
 from rm_export.proof import package_versions, parity_files
-from rm_export.quantisation import (
-    BOTH_SIDES,
-    RECIPE_NAME,
-    WEIGHT_BITS,
-    Quantisation,
-    Written,
-    quantise,
-    write_within_budget,
-)
+from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Written, quantise, write_within_budget
 from rm_export.speed import compare_layers
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
@@ -76,7 +69,7 @@ def export_checkpoint(
 
     choices, quantised = quantisation or Quantisation(), None
     work = output.absolute().with_name(f".{output.absolute().name}.calibration")
-    if precision in (*BOTH_SIDES, *WEIGHT_BITS):
+    if precision in (*FORMATS, *WEIGHT_BITS):
         quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, work, progress)
     with staged_folder(output, force) as folder:
         written = None
@@ -95,8 +88,9 @@ def export_checkpoint(
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
         if written is not None and written.quantised.judges is not None:
             manifest = _proved(manifest, written, written.quantised.judges, folder)
-            row = max(written.quantised.judges.asked.rows, key=len)
-            progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
+            if "onnxruntime" in dialect.engines:  # which is what times it
+                row = max(written.quantised.judges.asked.rows, key=len)
+                progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
     shutil.rmtree(work, ignore_errors=True)
     return output

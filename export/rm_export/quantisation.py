@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rm_calibration.conversations import Example, default_conversations
-from rm_calibration.formats import FLOAT8, INT8
+from rm_calibration.formats import FORMATS
 from rm_calibration.recipe import Recipe
 from rm_export.bundle import Progress, write_graph
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
@@ -26,9 +26,6 @@ from rm_export.stage_runner import Outputs, StageRunner, run_stages
 from rm_runtime.manifest import FileRecord
 
 RECIPE_NAME = "recipe.yaml"
-BOTH_SIDES = {numbers.name: numbers for numbers in (INT8, FLOAT8)}
-"""Precisions that a recipe makes."""
-
 WEIGHT_BITS = {"w8": 8, "w4": 4}
 
 
@@ -56,7 +53,7 @@ class Quantised:
         lose far more.
         """
         if self.recipe is not None:
-            model = apply_recipe(float_graph, self.recipe, BOTH_SIDES[self.precision])
+            model = apply_recipe(float_graph, self.recipe, FORMATS[self.precision])
             int8_tables = self.recipe.embeddings.decision == "int8"
         else:
             bits = WEIGHT_BITS[self.precision]

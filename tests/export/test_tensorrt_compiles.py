@@ -14,6 +14,7 @@ import pytest
 
 import checkpoints
 from graph_runs import observed_scales
+from rm_calibration.formats import FORMATS
 from rm_export.build import build_model
 from rm_export.bundle import Silent
 from rm_export.checkpoint import Checkpoint, open_checkpoint
@@ -25,7 +26,6 @@ from rm_export.lowering.gemms import find_gemms
 from rm_export.lowering.quantise import Quantise
 from rm_export.lowering.quantise_weights import QuantiseWeights, block_size
 from rm_export.options import Options
-from rm_export.quantisation import BOTH_SIDES
 
 TARGET = TARGETS["tensorrt"]
 FAMILIES = ("armorm", "grm", "pairrm", "pair_pm", "dpa_rm")
@@ -50,8 +50,8 @@ def lowered(checkpoint: Checkpoint, precision: str, shared_prefix: bool) -> tupl
     model, gemms = build(), find_gemms(build().graph)
     weight_only = precision in ("w8", "w4")
     quantised = frozenset(gemm.name for gemm in gemms if not weight_only or block_size(gemm) is not None)
-    if precision in BOTH_SIDES:
-        numbers = BOTH_SIDES[precision]
+    if precision in FORMATS:
+        numbers = FORMATS[precision]
         scales = observed_scales(build(shared_prefix=False), numbers=numbers)
         model = Quantise(scales, quantised, numbers)(model).model
     elif weight_only:

@@ -129,14 +129,15 @@ class PackedValues(Computed):
         self.packing = packing
 
     def _values(self) -> Array:
-        packing, values = self.packing, []
+        packing, values, start = self.packing, np.empty(self.dims, self.dtype.numpy()), 0
         check = FidelityCheck(str(packing.source.name), packing.format_name)
         for weight, packed in packing.pieces():
             read = dequantise(packed, packing.block_size)
             check.add(held(weight, packing.scale_type), held(read, packing.scale_type))
-            values.append(packed.values)
+            values[:, start : start + weight.shape[1]] = packed.values
+            start += weight.shape[1]
         check.result()
-        return np.concatenate(values, axis=1)
+        return values
 
 
 class PackedScales(Computed):

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from rm_calibration.formats import FLOAT8, INT8
+from rm_calibration.formats import FORMATS
 from rm_export.lowering.packing import FLOAT, PackedScales, PackedValues, Packing, rounded_up
 from rm_export.tensors import Array, to_float32
 
-_LARGEST = {ir.DataType.from_numpy(numbers.dtype): numbers.largest for numbers in (INT8, FLOAT8)}
+_LARGEST = {ir.DataType.from_numpy(numbers.dtype): numbers.largest for numbers in FORMATS.values()}
 
 
 class RoundScales(ir.passes.InPlacePass):
