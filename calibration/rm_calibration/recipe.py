@@ -58,8 +58,8 @@ class Activation:
 
     amax: where it is clipped, after smoothing. scale: of the int8 it becomes. observer: the rule behind amax.
     smoothing: for each channel e, int8; the tensor is divided by 2**e upstream. None: not smoothed (alpha 0.0).
-    largest, largest_smoothed: max |x| of the calibration, before and after smoothing; int8 has no use for them, the scale
-    of float8 is largest_smoothed / 448.
+    largest, largest_smoothed: max |x| of the calibration, before and after smoothing; nothing of int8 is computed from
+    them, the scale of float8 is largest_smoothed / 448.
     """
 
     amax: float

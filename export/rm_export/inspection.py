@@ -71,10 +71,10 @@ def _recipe(bundle: Bundle, name: str) -> str:
     recipe = Recipe.from_yaml((bundle.path / name).read_bytes(), name)
     quantised = sum(gemm.decision == "int8" for gemm in recipe.gemms.values())
     smoothed = sum(activation.smoothing is not None for activation in recipe.activations.values())
-    made = recipe.calibration
+    made, precision = recipe.calibration, bundle.manifest.precision
     return (
-        f"{name}: {quantised} of {len(recipe.gemms)} products in {bundle.manifest.precision}, {smoothed} of {len(recipe.activations)} inputs "
-        f"smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over {made.tokens:,} "
+        f"{name}: {quantised} of {len(recipe.gemms)} products in {precision}, {smoothed} of {len(recipe.activations)} "
+        f"inputs smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over {made.tokens:,} "
         f"tokens of {made.conversations} prompts"
     )
 

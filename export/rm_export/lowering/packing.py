@@ -121,8 +121,10 @@ Packing = ChannelPacking | BlockPacking
 
 
 class PackedValues(Computed):
-    """The integers (or float8) [in, out] of a packing, as DequantizeLinear reads them. Computing them raises CalibrationError if
-    they are not the weight any more."""
+    """The integers (or float8) [in, out] of a packing, as DequantizeLinear reads them.
+
+    Computing them raises CalibrationError if they are not the weight any more.
+    """
 
     def __init__(self, packing: Packing, name: str) -> None:
         super().__init__(self._values, packing.dtype, packing.source.dims, name)
@@ -171,9 +173,8 @@ def rounded_up(
     with np.errstate(over="ignore"):
         reached = (np.float32(largest) * up).astype(dtype.numpy())
     if not np.isfinite(reached.astype(np.float32)).all():
-        raise ExportError(
-            f"{tensor!r} reaches {largest * scales.max():.6g}, beyond {dtype.short_name()}; export it with --bf16 instead"
-        )
+        beyond = f"{largest * scales.max():.6g}, beyond {dtype.short_name()}"
+        raise ExportError(f"{tensor!r} reaches {beyond}; export it with --bf16 instead")
     return up
 
 

@@ -61,7 +61,11 @@ def _quantised_activation(
     activation = first.activation
     quantise = ir.node("QuantizeLinear", [activation, scale, zero], name=f"{first.node.name}/input/QuantizeLinear")
     quantised = quantise.outputs[0]
-    quantised.name, quantised.dtype, quantised.shape = f"{name}.{numbers.name}", zero.dtype, activation.shape
+    quantised.name, quantised.dtype, quantised.shape = (
+        f"{name}.{numbers.name}",
+        ir.DataType.from_numpy(numbers.dtype),
+        activation.shape,
+    )
     widen = ir.node("DequantizeLinear", [quantised, scale, zero], name=f"{first.node.name}/input/DequantizeLinear")
     widened = widen.outputs[0]
     widened.name, widened.dtype, widened.shape = f"{name}.dequantised", _FLOAT, activation.shape
