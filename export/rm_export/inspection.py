@@ -74,8 +74,8 @@ def _recipe(bundle: Bundle, name: str) -> str:
     made, precision = recipe.calibration, bundle.manifest.precision
     return (
         f"{name}: {quantised} of {len(recipe.gemms)} products in {precision}, {smoothed} of {len(recipe.activations)} "
-        f"inputs smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over {made.tokens:,} "
-        f"tokens of {made.conversations} prompts"
+        f"inputs smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over "
+        f"{made.tokens:,} tokens of {made.conversations} prompts"
     )
 
 

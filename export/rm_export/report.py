@@ -25,7 +25,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render_report(parity: Parity, examples: Sequence[Example], recipe: Recipe | None = None) -> str:
-    """The page. examples: the conversations that were compared, by `line` of the parity's rows. recipe: of int8, fp8."""
+    """The page. examples: the conversations that were compared, by `line` of the parity's rows. recipe: if any."""
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(resources.files("rm_export").joinpath("report.html").read_text("utf-8"))
     scored = [
