@@ -286,6 +286,14 @@ def test_a_recipe_made_for_int8_is_replayed_in_fp8_bit_for_bit(
     assert open_bundle(one, verify=True).manifest.files == open_bundle(two, verify=True).manifest.files
 
 
+def test_what_onnx_runtime_takes_for_a_layer_is_not_told_of_a_bundle_for_tensorrt(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["grm", "--checkpoint", str(checkpoint.folder), "--precision", "fp8", "--target", "tensorrt"]
+    assert main([*argv, "--calibration-tokens", "500", "-o", str(tmp_path / "bundle")]) == 0
+    assert "a layer takes" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_fp8_for_another_target_is_refused_in_one_line(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
