@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from asked import chats, judging_examples, training_examples
 from quality_models import CALIBRATING, demo_and_hardened
 from rm_calibration.comparison import compare_scores
+from rm_calibration.formats import FLOAT8
 from rm_export.build import build_model
 from rm_export.bundle import Silent
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
@@ -71,6 +72,7 @@ def quantised(build: Callable[[], ir.Model], recipe: Any) -> Iterator[tuple[str,
     yield "int8 embedding tables alone", lower(build(), "fp32", TARGETS["cpu"], int8_tables=True)
     for target in TARGETS.values():
         yield f"int8, {target.name}", lower(apply_recipe(build(), recipe), "int8", target)
+    yield "fp8, tensorrt", lower(apply_recipe(build(), recipe, FLOAT8), "fp8", TARGETS["tensorrt"])
     yield "int8 and int8 tables, cpu", lower(apply_recipe(build(), recipe), "int8", TARGETS["cpu"], int8_tables=True)
     for bits in (8, 4):
         for target in TARGETS.values():

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from rm_calibration.formats import INT8, NumberFormat
 from rm_export.lowering.gemms import gemm_groups
 
 ROWS = [
@@ -43,13 +44,15 @@ def scores(model: ir.Model, rows: Sequence[NDArray[np.int64]] = ROWS, optimised:
     return np.array([score[0] for (score,) in results], np.float64)
 
 
-def observed_scales(model: ir.Model, rows: Sequence[NDArray[np.int64]] = ROWS) -> dict[str, float]:
-    """Activation name -> int8 step whose 127th is the largest value that a float graph has there; changes the graph."""
+def observed_scales(
+    model: ir.Model, rows: Sequence[NDArray[np.int64]] = ROWS, numbers: NumberFormat = INT8
+) -> dict[str, float]:
+    """Activation name -> scale that takes a float graph's largest value there to the format's; changes the graph."""
     activations = {name: gemms[0].activation for name, gemms in gemm_groups(model.graph).items()}
     model.graph.outputs.extend(value for value in activations.values() if value not in model.graph.outputs)
     results = run_graph(model, [_feed(row) for row in rows], [str(value.name) for value in activations.values()])
     return {
-        name: max(float(np.abs(result[place]).max()) for result in results) / 127
+        name: max(float(np.abs(result[place]).max()) for result in results) / numbers.largest
         for place, name in enumerate(activations)
     }
 

@@ -43,16 +43,22 @@ class FidelityBounds:
 
 
 FIDELITY_BOUNDS = {
-    8: FidelityBounds(correlation=0.99, norm_tolerance=0.02, channel_correlation=0.5),
-    4: FidelityBounds(correlation=0.95, norm_tolerance=0.08, channel_correlation=0.5),
+    "int8": FidelityBounds(correlation=0.99, norm_tolerance=0.02, channel_correlation=0.5),
+    "int4": FidelityBounds(correlation=0.95, norm_tolerance=0.08, channel_correlation=0.5),
+    "fp8": FidelityBounds(correlation=0.998, norm_tolerance=0.0625, channel_correlation=0.5),
 }
-"""By bits. A step s gives an error of s / sqrt(12), and a relative error r gives a correlation of 1 - r**2 / 2.
+"""By format. A step s gives an error of s / sqrt(12), and a relative error r gives a correlation of 1 - r**2 / 2.
 
 8 bits: normal weights have r = 0.009 (correlation 0.99996); 0.99 allows r = 0.14, a largest weight of 60 standard
 deviations in every channel. 4 bits in blocks of 32 to 128: r = 0.09 to 0.11 (0.994 to 0.996); 0.95 allows r = 0.3.
 Rounding shrinks the norm by r**2 / 2 at most. A matrix in another order has a correlation near 0, one with an
 eighth of it in another order 0.88. One channel may hold a single large weight and many below half a step: at
 14,336 inputs, int8 then still gives 0.9 and int4 in blocks of 128 gives 0.78; a channel from elsewhere gives 0.
+
+fp8 (E4M3): with 3 mantissa bits the step is 1/8 of the power of two below a number m in [1, 2), whatever its size.
+r**2 = (1/8)**2 / 12 / mean(m**2) = 0.0013 / 2.2, r = 0.024: a correlation of 0.9997. No number is off by more than 1/16
+of itself, so 0.998 and 1/16 of the norm hold for any weights, however they are spread. One channel may consist of
+float16's smallest numbers.
 """
 
 
@@ -64,14 +70,14 @@ def weight_fidelity(weight: NDArray[np.float32], dequantised: NDArray[np.float32
 
 
 def check_fidelity(
-    tensor: str, weight: NDArray[np.float32], dequantised: NDArray[np.float32], bits: int = 8
+    tensor: str, weight: NDArray[np.float32], dequantised: NDArray[np.float32], numbers: str = "int8"
 ) -> Fidelity:
-    """The fidelity of `dequantised` [in, out] to `weight` [in, out], if it is within FIDELITY_BOUNDS[bits].
+    """The fidelity of `dequantised` [in, out] to `weight` [in, out], if it is within FIDELITY_BOUNDS[numbers].
 
     Raises CalibrationError, naming the tensor and what is off, if not: unequal shapes, NaN, a low correlation of
     the whole or of one output channel, a wrong norm.
     """
-    check = FidelityCheck(tensor, bits)
+    check = FidelityCheck(tensor, numbers)
     check.add(weight, dequantised)
     return check.result()
 
@@ -79,20 +85,20 @@ def check_fidelity(
 class FidelityCheck:
     """check_fidelity for a weight that comes a few output channels at a time; three sums a channel are kept."""
 
-    def __init__(self, tensor: str, bits: int = 8) -> None:
-        self._tensor, self._bits = tensor, bits
+    def __init__(self, tensor: str, numbers: str = "int8") -> None:
+        self._tensor, self._numbers = tensor, numbers
         self._sums: list[NDArray[np.float64]] = []
 
     def add(self, weight: NDArray[np.float32], dequantised: NDArray[np.float32]) -> None:
         """The next output channels of both, [in, n]."""
         if weight.shape != dequantised.shape:
             reason = f"has shape {list(dequantised.shape)} instead of {list(weight.shape)}"
-            raise _unfaithful(self._tensor, self._bits, reason)
+            raise _unfaithful(self._tensor, self._numbers, reason)
         self._sums.append(_channel_sums(weight, dequantised))
 
     def result(self) -> Fidelity:
         """Of everything added. Raises CalibrationError as check_fidelity does."""
-        bounds, fidelity = FIDELITY_BOUNDS[self._bits], _fidelity(np.concatenate(self._sums, axis=1))
+        bounds, fidelity = FIDELITY_BOUNDS[self._numbers], _fidelity(np.concatenate(self._sums, axis=1))
         if not fidelity.correlation >= bounds.correlation:
             reason = f"correlates with it by {fidelity.correlation:.4f}, at least {bounds.correlation} is due"
         elif not abs(fidelity.norm_ratio - 1) <= bounds.norm_tolerance:
@@ -103,7 +109,7 @@ class FidelityCheck:
             reason += f"at least {bounds.channel_correlation} is due"
         else:
             return fidelity
-        raise _unfaithful(self._tensor, self._bits, reason)
+        raise _unfaithful(self._tensor, self._numbers, reason)
 
 
 def _channel_sums(weight: NDArray[np.float32], dequantised: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -129,9 +135,9 @@ def _fidelity(sums: NDArray[np.float64]) -> Fidelity:
     )
 
 
-def _unfaithful(tensor: str, bits: int, reason: str) -> CalibrationError:
+def _unfaithful(tensor: str, numbers: str, reason: str) -> CalibrationError:
     return CalibrationError(
-        f"the int{bits} copy of weight {tensor!r} {reason}; it was packed wrongly, or must stay in float"
+        f"the {numbers} copy of weight {tensor!r} {reason}; it was packed wrongly, or must stay in float"
     )
 
 

@@ -58,7 +58,8 @@ class Activation:
 
     amax: where it is clipped, after smoothing. scale: of the int8 it becomes. observer: the rule behind amax.
     smoothing: for each channel e, int8; the tensor is divided by 2**e upstream. None: not smoothed (alpha 0.0).
-    largest, largest_smoothed: max |x| of the calibration, before and after smoothing; nothing is computed from them.
+    largest, largest_smoothed: max |x| of the calibration, before and after smoothing; nothing of int8 is computed from
+    them, the scale of float8 is largest_smoothed / 448.
     """
 
     amax: float
@@ -99,6 +100,7 @@ class Clip:
 @dataclass(frozen=True)
 class Gemm:
     """One matrix product. input: the activation it reads. decision: "int8" or "float"; reason: why, one sentence.
+    An fp8 bundle has float8 where its recipe says "int8".
 
     clip: None if it stays in float. sensitivity: its effect on the final scores alone, in standard deviations;
     None if that was not measured.

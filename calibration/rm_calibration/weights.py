@@ -1,4 +1,4 @@
-"""Weights as symmetric integers: int8 per output channel with the best clip, or int8/int4 in blocks.
+"""Weights as symmetric integers: int8 per output channel with the best clip, or int8/int4 in blocks; or as float8.
 
 Everything is elementwise arithmetic or sums of integers, so that the same weights give the same integers on every
 machine; and done in strips, so that a [14336, 4096] matrix needs little more memory than its result.
@@ -7,11 +7,12 @@ machine; and done in strips, so that a [14336, 4096] matrix needs little more me
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rm_calibration.errors import CalibrationError
+from rm_calibration.formats import INT8, NumberFormat
 from rm_calibration.symmetric import INT4_LEVELS, INT8_LEVELS, integrated_error, scales_of
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ _STRIP = 1 << 20
 
 
 class QuantisedWeight(NamedTuple):
-    """values: int8, -levels..levels, of the weight's shape [in, out].
+    """values: int8, -levels..levels, or float8, of the weight's shape [in, out].
 
     scales: float32 [out], or [blocks, out] in ONNX DequantizeLinear's layout for block_size along axis 0.
     """
 
-    values: NDArray[np.int8]
+    values: NDArray[Any]
     scales: NDArray[np.float32]
 
 
@@ -54,17 +55,22 @@ def quantise_weight(weight: NDArray[np.float32], clip: str = "mse", tensor: str 
 
 
 def channel_scales(
-    weight: NDArray[np.float32], ratios: NDArray[np.float32], tensor: str = "weight"
+    weight: NDArray[np.float32],
+    ratios: NDArray[np.float32],
+    tensor: str = "weight",
+    numbers: NumberFormat = INT8,
 ) -> NDArray[np.float32]:
     """Scales [out] of weight [in, out] that clip each channel at its ratio [out] of its maximum; errors as above."""
-    return scales_of(_largest(weight, tensor) * ratios)
+    return scales_of(_largest(weight, tensor) * ratios, numbers.largest)
 
 
-def quantise_with(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> QuantisedWeight:
-    """weight [in, out] as int8 with given scales [out]: rounded to nearest even, saturated at 127."""
-    values = np.empty(weight.shape, np.int8)
+def quantise_with(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], numbers: NumberFormat = INT8
+) -> QuantisedWeight:
+    """weight [in, out] as `numbers` with given scales [out]: rounded to nearest even, saturated."""
+    values = np.empty(weight.shape, numbers.dtype)
     for rows in _strips(weight.shape[0], weight.shape[1]):
-        values[rows] = _stored(weight[rows], scales, INT8_LEVELS)
+        values[rows] = numbers.nearest(weight[rows] / scales)
     return QuantisedWeight(values, scales)
 
 

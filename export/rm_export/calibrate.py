@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rm_calibration.conversations import Example
+from rm_calibration.formats import INT8, NumberFormat
 from rm_calibration.holdout import conversations_digest
 from rm_calibration.observers import ChannelMax, observer_named
 from rm_calibration.recipe import Activation, Calibration, Clip, Embeddings, Gemm, Recipe, Source
@@ -146,14 +147,21 @@ def calibrate(
     return replace(recipe, gemms=gemms, embeddings=_decide_tables(found.get(EMBEDDINGS))), Judges(judging, outputs)
 
 
-def apply_recipe(model: ir.Model, recipe: Recipe) -> ir.Model:
-    """The float32 graph smoothed and quantised as the recipe says; the given model is changed."""
+def apply_recipe(model: ir.Model, recipe: Recipe, numbers: NumberFormat = INT8) -> ir.Model:
+    """The float32 graph smoothed and quantised as the recipe says; the given model is changed.
+
+    A recipe is made for int8. In float8 the same products are quantised, and nothing is clipped.
+    """
     channels = {name: _channels(gemms[0].weight) for name, gemms in gemm_groups(model.graph).items()}
-    int8 = frozenset(name for name, gemm in recipe.gemms.items() if gemm.decision == "int8")
-    read = {gemm.input for name, gemm in recipe.gemms.items() if name in int8}
+    quantised = frozenset(name for name, gemm in recipe.gemms.items() if gemm.decision == "int8")
+    read = {gemm.input for name, gemm in recipe.gemms.items() if name in quantised}
     exponents = {name: recipe.activations[name].exponents(channels[name]) for name in read}
-    scales = {name: recipe.activations[name].scale for name in read}
-    return ir.passes.Sequential(Smooth(exponents), Quantise(scales, int8))(model).model
+    scales = {name: _scale(recipe.activations[name], numbers) for name in read}
+    return ir.passes.Sequential(Smooth(exponents), Quantise(scales, quantised, numbers))(model).model
+
+
+def _scale(activation: Activation, numbers: NumberFormat) -> float:
+    return activation.scale if numbers.clips else scale_of(activation.largest_smoothed, numbers.largest)
 
 
 def _decide_tables(effect: float | None) -> Embeddings:

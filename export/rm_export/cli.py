@@ -14,7 +14,7 @@ from rm_runtime.console import run_command
 if TYPE_CHECKING:
     from rm_export.quantisation import Quantisation
 
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4")
 _SHORT = ("fp16", "bf16", "int8")
 _HUB_IDS = "armorm, grm, pairrm, pair-pm and dpa-rm know their hub ids; scalar and auto need --checkpoint."
 
@@ -46,7 +46,7 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
             "--calibration",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="F.jsonl|F.parquet",
-            help="int8, w8, w4: conversations to calibrate and judge on (default: a built-in set).",
+            help="int8, fp8, w8, w4: conversations to calibrate and judge on (default: a built-in set).",
         ),
         click.option(
             "--calibration-tokens",
@@ -58,14 +58,14 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
             "--recipe",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="F.yaml",
-            help="int8: replay this recipe instead of calibrating.",
+            help="int8, fp8: replay this recipe instead of calibrating.",
         ),
         click.option(
             "--max-flip-rate",
             type=click.FloatRange(0, 1),
             default=0.01,
             show_default=True,
-            help="int8: share of clear preferences that may be decided otherwise than in float.",
+            help="int8, fp8: share of clear preferences that may be decided otherwise than in float.",
         ),
         click.option("--backbone", metavar="DIR|HUB_ID", help="PairRM: where its backbone's config and tokenizer are."),
         click.option("--max-length", type=click.IntRange(min=1), help="Token ids a prompt may have."),
@@ -126,7 +126,7 @@ def _export(family: str, **arguments: Any) -> None:
             precision=precision,
             target=arguments["target"],
             options=options,
-            quantisation=_quantisation(arguments) if precision in ("int8", "w8", "w4") else None,
+            quantisation=_quantisation(arguments) if precision in ("int8", "fp8", "w8", "w4") else None,
             force=arguments["force"],
             progress=progress,
         )

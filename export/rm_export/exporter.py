@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from rm_calibration.formats import FORMATS
 from rm_export import families
 from rm_export.build import OPSET, build_model
 from rm_export.bundle import (
@@ -52,8 +53,8 @@ def export_checkpoint(
 ) -> Path:
     """Write the checkpoint as a bundle folder and return its path.
 
-    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8", "w8", "w4". target: "cpu",
-    "cuda", "tensorrt". quantisation: how to calibrate and judge; None takes the built-in conversations.
+    family: a name, or "auto" to recognise it. precision: "fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4". target:
+    "cpu", "cuda", "tensorrt". quantisation: how to calibrate and judge; None takes the built-in conversations.
     A quantised bundle is compared with its float graph on held-out conversations; parity.json and parity.html tell.
     Raises CheckpointError if the checkpoint is not what it should be, ExportError if the bundle cannot be made.
     """
@@ -68,7 +69,7 @@ def export_checkpoint(
 
     choices, quantised = quantisation or Quantisation(), None
     work = output.absolute().with_name(f".{output.absolute().name}.calibration")
-    if precision in ("int8", *WEIGHT_BITS):
+    if precision in (*FORMATS, *WEIGHT_BITS):
         quantised = quantise(build, plan, chosen.NAME, checkpoint, precision, choices, work, progress)
     with staged_folder(output, force) as folder:
         written = None
@@ -87,8 +88,9 @@ def export_checkpoint(
         manifest = _manifest(checkpoint, chosen.NAME, plan, precision, dialect, files)
         if written is not None and written.quantised.judges is not None:
             manifest = _proved(manifest, written, written.quantised.judges, folder)
-            row = max(written.quantised.judges.asked.rows, key=len)
-            progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
+            if "onnxruntime" in dialect.engines:  # which is what times it
+                row = max(written.quantised.judges.asked.rows, key=len)
+                progress.note(str(compare_layers(build(), folder / GRAPH_NAME, row, choices.options.threads)))
         write_file(folder, MANIFEST_NAME, manifest.to_json().encode())
     shutil.rmtree(work, ignore_errors=True)
     return output

@@ -69,13 +69,13 @@ def _prompt(prompt: PromptSpec) -> str:
 
 def _recipe(bundle: Bundle, name: str) -> str:
     recipe = Recipe.from_yaml((bundle.path / name).read_bytes(), name)
-    int8 = sum(gemm.decision == "int8" for gemm in recipe.gemms.values())
+    quantised = sum(gemm.decision == "int8" for gemm in recipe.gemms.values())
     smoothed = sum(activation.smoothing is not None for activation in recipe.activations.values())
-    made = recipe.calibration
+    made, precision = recipe.calibration, bundle.manifest.precision
     return (
-        f"{name}: {int8} of {len(recipe.gemms)} products in int8, {smoothed} of {len(recipe.activations)} inputs "
-        f"smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over {made.tokens:,} "
-        f"tokens of {made.conversations} prompts"
+        f"{name}: {quantised} of {len(recipe.gemms)} products in {precision}, {smoothed} of {len(recipe.activations)} "
+        f"inputs smoothed, embedding tables {recipe.embeddings.decision}, ranges by {made.observer} over "
+        f"{made.tokens:,} tokens of {made.conversations} prompts"
     )
 
 

@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def parity_files(parity: Parity, examples: Sequence[Example], recipe: Recipe | None = None) -> dict[str, bytes]:
-    """What is written for a comparison: name -> content. recipe: of an int8 bundle."""
+    """What is written for a comparison: name -> content. recipe: of an int8 or fp8 bundle."""
     return {PARITY_JSON: parity.to_json().encode(), PARITY_HTML: render_report(parity, examples, recipe).encode()}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rm_calibration.conversations import Example, default_conversations
+from rm_calibration.formats import FORMATS
 from rm_calibration.recipe import Recipe
 from rm_export.bundle import Progress, write_graph
 from rm_export.calibrate import CalibrationOptions, apply_recipe, calibrate
@@ -39,7 +40,7 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a graph gets its integers. recipe: for int8. judges: held-out; none if a recipe was replayed."""
+    """How a graph gets its integers. recipe: for int8 and fp8. judges: held-out; none if a recipe was replayed."""
 
     precision: str
     recipe: Recipe | None
@@ -52,7 +53,8 @@ class Quantised:
         lose far more.
         """
         if self.recipe is not None:
-            model, int8_tables = apply_recipe(float_graph, self.recipe), self.recipe.embeddings.decision == "int8"
+            model = apply_recipe(float_graph, self.recipe, FORMATS[self.precision])
+            int8_tables = self.recipe.embeddings.decision == "int8"
         else:
             bits = WEIGHT_BITS[self.precision]
             model = QuantiseWeights(bits, blocks=bits < 8 or target.int8_blocks)(float_graph).model
@@ -79,7 +81,7 @@ def quantise(
     work: Path,
     progress: Progress,
 ) -> Quantised:
-    """Decide on "int8", "w8" or "w4"; work: a folder for an interrupted calibration.
+    """Decide on "int8", "fp8", "w8" or "w4"; work: a folder for an interrupted calibration.
 
     Raises CalibrationError if a given recipe was made for another checkpoint.
     """
@@ -121,7 +123,7 @@ def write_within_budget(
         rate, recipe = quantised.judges.flip_rate(outputs), quantised.recipe
         if recipe is None or rate <= options.max_flip_rate or returned >= len(recipe.activations):
             return Written(files, quantised, outputs)
-        reason = f"flips: {100 * rate:.2f} % of clear preferences with it in int8"
+        reason = f"flips: {100 * rate:.2f} % of clear preferences with it in {quantised.precision}"
         reason += f", budget {100 * options.max_flip_rate:g} %"
         worst = _worst_first(recipe)[returned : 2 * returned + 1]
         returned += len(worst)

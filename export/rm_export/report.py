@@ -25,7 +25,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render_report(parity: Parity, examples: Sequence[Example], recipe: Recipe | None = None) -> str:
-    """The page. examples: the conversations that were compared, by `line` of the parity's rows. recipe: if int8."""
+    """The page. examples: the conversations that were compared, by `line` of the parity's rows. recipe: if any."""
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(resources.files("rm_export").joinpath("report.html").read_text("utf-8"))
     scored = [
@@ -43,7 +43,7 @@ def render_report(parity: Parity, examples: Sequence[Example], recipe: Recipe | 
         outputs=_objectives(parity.outputs),
         worst=[_worst(parity, row.row, examples) for row in parity.agreement.worst[:_WORST]],
         facts=_facts(parity),
-        recipe=recipe_rows(recipe) if recipe else [],
+        recipe=recipe_rows(recipe, parity.precision) if recipe else [],
         narrowing=smoothing_told(list(recipe.activations.values())) if recipe else "",
     )
 

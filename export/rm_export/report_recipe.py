@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rm_calibration.formats import FORMATS
 from rm_calibration.recipe import natural_order
 from rm_export import charts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rm_calibration.recipe import Activation, Recipe
+    from rm_calibration.recipe import Activation, Gemm, Recipe
 
 _DECADES = 4
 """Range bars are logarithmic and this long: a value 10^4 below the widest has no bar."""
 
 
-def recipe_rows(recipe: Recipe) -> list[dict[str, Any]]:
+def recipe_rows(recipe: Recipe, precision: str) -> list[dict[str, Any]]:
     """One entry an activation, in the recipe's order of layers: texts and bars of a table row.
 
     effect: of its products alone on the scores, in standard deviations. before, after: max |x| as the float model has
-    it, and smoothed. clip: where int8 saturates.
+    it, and smoothed. clip: where the precision saturates.
     """
     effect = {gemm.input: gemm.sensitivity for gemm in recipe.gemms.values()}
     decisions = {gemm.input: gemm for gemm in recipe.gemms.values()}
@@ -33,13 +34,13 @@ def recipe_rows(recipe: Recipe) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name.removesuffix(".input"),
-                "decision": decisions[name].decision if name in decisions else "",
+                "decision": _decision(decisions[name], precision) if name in decisions else "",
                 "reason": decisions[name].reason if name in decisions else "",
                 "alpha": f"{activation.alpha:g}",
                 "effect": _cell(measured, (measured or 0.0) / largest_effect if largest_effect else 0.0),
                 "before": _cell(activation.largest, _log_share(activation.largest, widest)),
                 "after": _cell(activation.largest_smoothed, _log_share(activation.largest_smoothed, widest)),
-                "clip": f"{activation.amax:.3g}",
+                "clip": f"{activation.amax if FORMATS[precision].clips else activation.largest_smoothed:.3g}",
             }
         )
     return rows
@@ -51,6 +52,10 @@ def smoothing_told(activations: Sequence[Activation]) -> str:
     if not narrowed:
         return ""
     return f"Smoothing makes the widest activation {max(narrowed):.3g} times narrower."
+
+
+def _decision(gemm: Gemm, precision: str) -> str:
+    return precision if gemm.decision == "int8" else gemm.decision
 
 
 def _cell(value: float | None, share: float) -> dict[str, Any]:

@@ -45,17 +45,17 @@ class StageRunner:
             for name, value in zip(written.inputs[len(stage.inputs) :], stage.weights, strict=True)
             if value.const_value is not None
         }
-        session = self.compiled(written) if self._folder is None else self._session(written.serialised())
+        session = self.compiled(written) if self._folder is None else self._session(written, written.serialised())
         return LoadedStage(stage, session, written.inputs[: len(stage.inputs)], written.outputs, weights)
 
     def compiled(self, written: StageModel) -> Any:
         """An ONNX Runtime session of a stage's model, kept for the next stage with the same model."""
         content = written.serialised()
         if content not in self._sessions:
-            self._sessions[content] = self._session(content)
+            self._sessions[content] = self._session(written, content)
         return self._sessions[content]
 
-    def _session(self, model: bytes) -> Any:
+    def _session(self, written: StageModel, content: bytes) -> Any:
         try:
             import onnxruntime
         except ImportError:
@@ -68,9 +68,12 @@ class StageRunner:
         options.enable_cpu_mem_arena = False  # batches of ever other shapes would leave it full of holes
         # Weight-only DequantizeLinear as it is written: the default rounds activations to int8 too (engines differ).
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in written.model.graph.initializers.values()):
+            # its fusions into integer products take float8 for int8 where float32 is around it (onnxruntime#22269)
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)

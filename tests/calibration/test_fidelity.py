@@ -28,8 +28,8 @@ def one_wide_input() -> Matrix:
 def test_correctly_packed_weights_pass(weight: Matrix) -> None:
     check_fidelity("w", weight, dequantise(quantise_weight(weight)))
     check_fidelity("w", weight, dequantise(quantise_blockwise(weight, 8, 32), 32))
-    check_fidelity("w", weight, dequantise(quantise_blockwise(weight, 4, 32), 32), bits=4)
-    check_fidelity("w", weight, dequantise(quantise_blockwise(weight, 4, 128), 128), bits=4)
+    check_fidelity("w", weight, dequantise(quantise_blockwise(weight, 4, 32), 32), numbers="int4")
+    check_fidelity("w", weight, dequantise(quantise_blockwise(weight, 4, 128), 128), numbers="int4")
 
 
 def swap_first_channels(packed: Matrix) -> Matrix:
@@ -61,7 +61,7 @@ WRONG: dict[str, Callable[[Matrix], Matrix]] = {
 def test_a_wrong_packing_fails_by_the_name_of_its_tensor(mistake: str, weight: Matrix, bits: int) -> None:
     quantised = quantise_blockwise(weight, bits, 32)
     with pytest.raises(CalibrationError, match=rf"the int{bits} copy of weight 'layers\.7\.up_proj'") as caught:
-        check_fidelity("layers.7.up_proj", weight, WRONG[mistake](dequantise(quantised, 32)), bits)
+        check_fidelity("layers.7.up_proj", weight, WRONG[mistake](dequantise(quantised, 32)), f"int{bits}")
     assert "\n" not in str(caught.value)
 
 

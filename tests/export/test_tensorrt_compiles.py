@@ -14,6 +14,7 @@ import pytest
 
 import checkpoints
 from graph_runs import observed_scales
+from rm_calibration.formats import FORMATS
 from rm_export.build import build_model
 from rm_export.bundle import Silent
 from rm_export.checkpoint import Checkpoint, open_checkpoint
@@ -49,8 +50,10 @@ def lowered(checkpoint: Checkpoint, precision: str, shared_prefix: bool) -> tupl
     model, gemms = build(), find_gemms(build().graph)
     weight_only = precision in ("w8", "w4")
     quantised = frozenset(gemm.name for gemm in gemms if not weight_only or block_size(gemm) is not None)
-    if precision in ("int8", "fp8"):
-        model = Quantise(observed_scales(build(shared_prefix=False)), quantised)(model).model
+    if precision in FORMATS:
+        numbers = FORMATS[precision]
+        scales = observed_scales(build(shared_prefix=False), numbers=numbers)
+        model = Quantise(scales, quantised, numbers)(model).model
     elif weight_only:
         model = QuantiseWeights(int(precision[1:]), blocks=precision == "w4")(model).model
     return lower(model, precision, TARGET), quantised

@@ -23,7 +23,7 @@ _WEIGHT_ONLY = ("w8", "w4")
 def lower(model: ir.Model, precision: str, target: Target, int8_tables: bool = False) -> ir.Model:
     """The model in `precision` and in the target's dialect; the given model is changed.
 
-    For int8, w8 and w4 the model already has its integers, as Quantise or QuantiseWeights wrote them.
+    For int8, fp8, w8 and w4 the model already has its integers, as Quantise or QuantiseWeights wrote them.
     int8_tables: store embedding tables as int8. Raises ExportError if the target cannot look integers up.
     """
     if int8_tables and not target.int8_tables:

@@ -86,7 +86,7 @@ def packed_bytes(packing: BlockPacking, name: str) -> StreamedTensor:
     width = packing.block_size * packing.bits // 8
 
     def pack_rows(pieces: Iterator[Array]) -> Iterator[Array]:
-        check = FidelityCheck(str(packing.source.name), packing.bits)
+        check = FidelityCheck(str(packing.source.name), packing.format_name)
         for piece in pieces:
             weight = to_float32(piece).T
             quantised = packing.quantised(weight)

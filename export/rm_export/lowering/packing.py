@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rm_calibration.fidelity import FidelityCheck
+from rm_calibration.formats import INT8, NumberFormat
 from rm_calibration.weights import (
     QuantisedWeight,
     channel_scales,
@@ -24,7 +25,7 @@ from rm_calibration.weights import (
     quantise_with,
 )
 from rm_export.errors import ExportError
-from rm_export.tensors import Computed, StreamedTensor, to_float32, transpose
+from rm_export.tensors import Array, Computed, StreamedTensor, to_float32, transpose
 
 FLOAT = ir.DataType.FLOAT
 _INTEGERS = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
@@ -32,12 +33,22 @@ _INTEGERS = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
 
 @dataclass(frozen=True)
 class ChannelPacking:
-    """int8 with a scale for each output channel, clipped where its squared error is least."""
+    """A scale for each output channel; where the format clips, it is clipped where its squared error is least."""
 
     source: StreamedTensor
     scale_type: ir.DataType = FLOAT
-    bits: int = 8
+    numbers: NumberFormat = INT8
     block_size: None = None
+
+    @property
+    def format_name(self) -> str:
+        """As in FIDELITY_BOUNDS."""
+        return self.numbers.name
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Of the values."""
+        return ir.DataType.from_numpy(self.numbers.dtype)
 
     @property
     def scale_dims(self) -> tuple[int, ...]:
@@ -46,9 +57,10 @@ class ChannelPacking:
 
     @cached_property
     def _scales(self) -> NDArray[np.float32]:
-        name = str(self.source.name)
-        found = [channel_scales(w, clip_ratios(w, tensor=name), name) for w in output_channels(self.source)]
-        return rounded_up(np.concatenate(found), self.scale_type, name)
+        name, numbers = str(self.source.name), self.numbers
+        clip = "mse" if numbers.clips else "none"
+        found = [channel_scales(w, clip_ratios(w, clip, name), name, numbers) for w in output_channels(self.source)]
+        return rounded_up(np.concatenate(found), self.scale_type, name, numbers.largest)
 
     def scales(self) -> NDArray[np.float32]:
         """Scales [out]; kept once found, since the search takes longer than everything else here."""
@@ -58,7 +70,7 @@ class ChannelPacking:
         """The weight and what becomes of it, some output channels [in, n] at a time."""
         start = 0
         for weight in output_channels(self.source):
-            yield weight, quantise_with(weight, self._scales[start : start + weight.shape[1]])
+            yield weight, quantise_with(weight, self._scales[start : start + weight.shape[1]], self.numbers)
             start += weight.shape[1]
 
 
@@ -70,6 +82,16 @@ class BlockPacking:
     bits: int
     block_size: int
     scale_type: ir.DataType = FLOAT
+
+    @property
+    def format_name(self) -> str:
+        """As in FIDELITY_BOUNDS."""
+        return f"int{self.bits}"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Of the values."""
+        return _INTEGERS[self.bits]
 
     @property
     def scale_dims(self) -> tuple[int, ...]:
@@ -95,22 +117,25 @@ class BlockPacking:
 
 
 Packing = ChannelPacking | BlockPacking
-"""A rule that makes one weight's integers, and scales that `scale_type` holds exactly."""
+"""A rule that makes one weight's integers (or float8), and scales that `scale_type` holds exactly."""
 
 
 class PackedValues(Computed):
-    """The integers [in, out] of a packing, as DequantizeLinear reads them. Computing them raises CalibrationError if
-    they are not the weight any more."""
+    """The integers (or float8) [in, out] of a packing, as DequantizeLinear reads them.
+
+    Computing them raises CalibrationError if they are not the weight any more.
+    """
 
     def __init__(self, packing: Packing, name: str) -> None:
-        super().__init__(self._values, _INTEGERS[packing.bits], packing.source.dims, name)
+        super().__init__(self._values, packing.dtype, packing.source.dims, name)
         self.packing = packing
 
-    def _values(self) -> NDArray[np.int8]:
-        packing, values, start = self.packing, np.empty(self.dims, np.int8), 0
-        check = FidelityCheck(str(packing.source.name), packing.bits)
+    def _values(self) -> Array:
+        packing, values, start = self.packing, np.empty(self.dims, self.dtype.numpy()), 0
+        check = FidelityCheck(str(packing.source.name), packing.format_name)
         for weight, packed in packing.pieces():
-            check.add(held(weight, packing.scale_type), dequantise(packed, packing.block_size))
+            read = dequantise(packed, packing.block_size)
+            check.add(held(weight, packing.scale_type), held(read, packing.scale_type))
             values[:, start : start + weight.shape[1]] = packed.values
             start += weight.shape[1]
         check.result()
@@ -131,10 +156,12 @@ def output_channels(source: StreamedTensor) -> Iterator[NDArray[np.float32]]:
         yield to_float32(piece).T
 
 
-def rounded_up(scales: NDArray[np.float32], dtype: ir.DataType, tensor: str) -> NDArray[np.float32]:
+def rounded_up(
+    scales: NDArray[np.float32], dtype: ir.DataType, tensor: str, largest: int = INT8.largest
+) -> NDArray[np.float32]:
     """For each positive scale the least number of `dtype` that is no smaller; so never 0, subnormal if need be.
 
-    Raises ExportError, naming the tensor, if 127 steps of it are beyond the type.
+    Raises ExportError, naming the tensor, if `largest` times it is beyond the type.
     """
     if dtype == FLOAT:
         return scales
@@ -144,11 +171,10 @@ def rounded_up(scales: NDArray[np.float32], dtype: ir.DataType, tensor: str) -> 
     bits += (to_float32(near) < scales).astype(np.uint16)  # the next bit pattern is the next positive number
     up = to_float32(near)
     with np.errstate(over="ignore"):
-        largest = (np.float32(127) * up).astype(dtype.numpy())
-    if not np.isfinite(largest.astype(np.float32)).all():
-        raise ExportError(
-            f"{tensor!r} reaches {127 * scales.max():.6g}, beyond {dtype.short_name()}; export it with --bf16 instead"
-        )
+        reached = (np.float32(largest) * up).astype(dtype.numpy())
+    if not np.isfinite(reached.astype(np.float32)).all():
+        beyond = f"{largest * scales.max():.6g}, beyond {dtype.short_name()}"
+        raise ExportError(f"{tensor!r} reaches {beyond}; export it with --bf16 instead")
     return up
 
 

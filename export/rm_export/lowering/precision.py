@@ -66,7 +66,7 @@ class LowerPrecision(ir.passes.InPlacePass):
             for value in node.outputs:
                 if value.dtype is None:
                     raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} has no type")
-                if value.dtype.is_floating_point() and value.dtype != FLOAT:
+                if _is_float(value) and value.dtype != FLOAT:
                     raise ir.passes.PreconditionError(f"{value.name} of {node.op_type} is {value.dtype}, not float32")
         inexact = inexact_scale(model.graph, self.low)
         if inexact is not None:
@@ -137,7 +137,8 @@ class LowerPrecision(ir.passes.InPlacePass):
 
 
 def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
+    """Of the types that are computed in: float8 is only ever stored, like integers."""
+    return value.dtype is not None and value.dtype.is_floating_point() and value.dtype.bitwidth > 8
 
 
 def _is_marked(node: ir.Node) -> bool:

@@ -1,6 +1,6 @@
-"""Static int8 on both sides of matrix products, as a recipe says.
+"""Static int8 or float8 on both sides of matrix products, as a recipe says.
 
-One dialect for every engine, QuantizeLinear and DequantizeLinear: activations int8 per tensor, weights int8 per output
+One dialect for every engine, QuantizeLinear and DequantizeLinear: activations quantised per tensor, weights per output
 channel, zero points 0, scales constants. Products that read one activation share one QuantizeLinear.
 """
 
@@ -11,20 +11,22 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from rm_calibration.formats import INT8, NumberFormat
 from rm_export.lowering.constants import add_constant
 from rm_export.lowering.gemms import Gemm, gemm_groups
 from rm_export.lowering.packing import ChannelPacking, PackedScales, PackedValues
 from rm_export.tensors import Computed, StreamedTensor
 
-_FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
+_FLOAT = ir.DataType.FLOAT
 
 
 class Quantise(ir.passes.InPlacePass):
-    """Requires a float32 graph. Ensures that the named products, and no others, are fed by int8 on both sides."""
+    """Requires a float32 graph. Ensures that the named products, and no others, are fed by `numbers` on both sides."""
 
-    def __init__(self, scales: Mapping[str, float], weights: frozenset[str]) -> None:
-        """scales: activation name -> step of its int8. weights: names of the weights that become int8."""
+    def __init__(self, scales: Mapping[str, float], weights: frozenset[str], numbers: NumberFormat = INT8) -> None:
+        """scales: activation name -> what its numbers are multiplied by. weights: names of those that are quantised."""
         super().__init__()
+        self.numbers = numbers
         self.scales = scales
         self.weights = weights
 
@@ -34,10 +36,10 @@ class Quantise(ir.passes.InPlacePass):
             chosen = [gemm for gemm in gemms if gemm.name in self.weights]
             if not chosen:
                 continue
-            activation = _quantised_activation(model.graph, name, chosen[0], self.scales[name])
+            activation = _quantised_activation(model.graph, name, chosen[0], self.scales[name], self.numbers)
             for gemm in chosen:
                 gemm.node.replace_input_with(0, activation)
-                gemm.node.replace_input_with(1, channel_weight(model.graph, gemm))
+                gemm.node.replace_input_with(1, channel_weight(model.graph, gemm, self.numbers))
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -46,18 +48,24 @@ class Quantise(ir.passes.InPlacePass):
             if node.op_type != "MatMul":
                 continue
             sources = [value.producer() if value is not None else None for value in node.inputs]
-            int8 = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
-            if int8[1] != int8[0]:
-                raise ir.passes.PostconditionError(f"{node.name} is int8 on one side only")
+            quantised = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
+            if quantised[1] != quantised[0]:
+                raise ir.passes.PostconditionError(f"{node.name} is quantised on one side only")
 
 
-def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) -> ir.Value:
-    scale = add_constant(graph, f"{name}.scale", ir.Tensor(np.float32(step).reshape(())))
-    zero = add_constant(graph, f"{name}.zero_point", ir.Tensor(np.int8(0).reshape(())))
+def _quantised_activation(
+    graph: ir.Graph, name: str, first: Gemm, multiplier: float, numbers: NumberFormat
+) -> ir.Value:
+    scale = add_constant(graph, f"{name}.scale", ir.Tensor(np.float32(multiplier).reshape(())))
+    zero = add_constant(graph, f"{name}.zero_point", ir.Tensor(np.zeros((), numbers.dtype)))
     activation = first.activation
     quantise = ir.node("QuantizeLinear", [activation, scale, zero], name=f"{first.node.name}/input/QuantizeLinear")
     quantised = quantise.outputs[0]
-    quantised.name, quantised.dtype, quantised.shape = f"{name}.int8", _INT8, activation.shape
+    quantised.name, quantised.dtype, quantised.shape = (
+        f"{name}.{numbers.name}",
+        ir.DataType.from_numpy(numbers.dtype),
+        activation.shape,
+    )
     widen = ir.node("DequantizeLinear", [quantised, scale, zero], name=f"{first.node.name}/input/DequantizeLinear")
     widened = widen.outputs[0]
     widened.name, widened.dtype, widened.shape = f"{name}.dequantised", _FLOAT, activation.shape
@@ -65,16 +73,18 @@ def _quantised_activation(graph: ir.Graph, name: str, first: Gemm, step: float) 
     return widened
 
 
-def channel_weight(graph: ir.Graph, gemm: Gemm) -> ir.Value:
-    """The product's weight from int8 with a scale per output channel: what a new DequantizeLinear gives."""
+def channel_weight(graph: ir.Graph, gemm: Gemm, numbers: NumberFormat = INT8) -> ir.Value:
+    """The product's weight, quantised with a scale per output channel: what a new DequantizeLinear gives."""
     source = gemm.weight.const_value
     assert isinstance(source, StreamedTensor)
-    packing = ChannelPacking(source)
+    packing = ChannelPacking(source, numbers=numbers)
     columns = source.dims[1]
-    values = add_constant(graph, f"{gemm.name}_int8", PackedValues(packing, gemm.name))
+    values = add_constant(graph, f"{gemm.name}_{numbers.name}", PackedValues(packing, gemm.name))
     scales = add_constant(graph, f"{gemm.name}_scale", PackedScales(packing, gemm.name))
     zeros = add_constant(
-        graph, f"{gemm.name}_zero_point", Computed(lambda: np.zeros(columns, np.int8), _INT8, (columns,), gemm.name)
+        graph,
+        f"{gemm.name}_zero_point",
+        Computed(lambda: np.zeros(columns, numbers.dtype), packing.dtype, (columns,), gemm.name),
     )
     widen = ir.node(
         "DequantizeLinear", [values, scales, zeros], {"axis": 1}, name=f"{gemm.node.name}/weight/DequantizeLinear"

@@ -12,8 +12,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from rm_calibration.formats import FORMATS
 from rm_export.lowering.packing import FLOAT, PackedScales, PackedValues, Packing, rounded_up
 from rm_export.tensors import Array, to_float32
+
+_LARGEST = {ir.DataType.from_numpy(numbers.dtype): numbers.largest for numbers in FORMATS.values()}
 
 
 class RoundScales(ir.passes.InPlacePass):
@@ -40,10 +43,12 @@ class RoundScales(ir.passes.InPlacePass):
             if isinstance(tensor, (PackedValues, PackedScales)):
                 rounded = packings.setdefault(tensor.packing, replace(tensor.packing, scale_type=self.low))
                 value.const_value = type(tensor)(rounded, str(value.name))
-        for scale in _scales(model.graph):
-            tensor = scale.const_value
-            if tensor is not None and not isinstance(tensor, PackedScales):
-                up = rounded_up(tensor.numpy(), self.low, str(scale.name))
+        for node in model.graph:
+            if node.op_type != "QuantizeLinear":
+                continue
+            scale, stored = node.inputs[1], node.outputs[0].dtype
+            if scale is not None and scale.const_value is not None and stored is not None:
+                up = rounded_up(scale.const_value.numpy(), self.low, str(scale.name), _LARGEST[stored])
                 scale.const_value = ir.Tensor(up, name=scale.name)
         return ir.passes.PassResult(model, modified=True)
 

@@ -67,7 +67,7 @@ TARGETS = {
         ),
         Target(
             "tensorrt",
-            precisions=_INTEGERS | {"fp32", "fp16", "bf16"},
+            precisions=_INTEGERS | {"fp8", "fp32", "fp16", "bf16"},
             engines=("tensorrt",),
             around_integers=_FLOAT16,
             matmul_nbits=False,

@@ -60,6 +60,9 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, r
     if kind == "cpu" and bundle.weight_bytes > available_bytes():
         # its own layout of the weights does not fit: slower, from pages of the file that the kernel may drop
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if manifest.precision == "fp8":
+        # its fusions into integer products take float8 for int8 where float32 is around it (onnxruntime#22269)
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":
         # TF32 would round the inputs of float32 products to 11 bits: bundles say float32 where decisions hang on it
