@@ -83,6 +83,11 @@ def _export_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--date", default="2024-07-26", show_default=True, help="The date that chat templates see."),
         click.option("--score-label", type=click.IntRange(min=0), default=0, help="Label that is the score (scalar)."),
+        click.option(
+            "--build-engine/--no-build-engine",
+            default=True,
+            help="Target tensorrt: compile the bundle too, if TensorRT is installed.",
+        ),
         click.option("--force", is_flag=True, help="Replace an existing bundle."),
     ]
     for option in reversed(options):
@@ -131,6 +136,23 @@ def _export(family: str, **arguments: Any) -> None:
             progress=progress,
         )
     click.echo(f"{family} bundle written to {output}; look at it: rm-export inspect {output}")
+    if arguments["target"] == "tensorrt" and arguments["build_engine"]:
+        _build_engines(output)
+
+
+def _build_engines(bundle: Path) -> None:
+    """Compile the new bundle where TensorRT is installed; else say how to."""
+    from rm_export.engine import EngineOptions, build_engines
+    from rm_export.progress import ConsoleProgress
+    from rm_runtime.engines.tensorrt_plans import installed_package
+
+    if installed_package() is None:
+        click.echo(f"no TensorRT is installed here; compile it where it will run: rm-export engine {bundle}")
+        return
+    with ConsoleProgress() as progress:
+        plans = build_engines(bundle, EngineOptions(), progress)
+    for plan in plans:
+        click.echo(f"{plan.graph} engine: {bundle / plan.file}")
 
 
 def _quantisation(arguments: dict[str, Any]) -> Quantisation:
@@ -219,24 +241,26 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 def verify(bundle: Path, **arguments: Any) -> int:
     """Compare a bundle with the float32 torch reference; write parity.json and parity.html.
 
-    Needs the extra `reference` (torch, transformers). Exit status 1 if a clear preference is flipped.
+    Needs the extra `reference` (torch, transformers). Exit status 1 if a clear preference is flipped. --engine tensorrt
+    is also compared with ONNX Runtime on the same bundle, output by output.
     """
     from rm_calibration.conversations import read_conversations
     from rm_export.hub import open_checkpoint_at
     from rm_export.options import Options
     from rm_export.progress import ConsoleProgress
-    from rm_export.verify import verify_bundle
+    from rm_export.verify import compare_engines, verify_bundle
     from rm_runtime.bundle import open_bundle
 
     source = open_bundle(bundle).manifest.source
     name = arguments["checkpoint"] or source.id
     revision = arguments["revision"] or (source.revision if name == source.id else None)
     conversations = arguments["conversations"]
+    examples = read_conversations(conversations) if conversations else None
     with ConsoleProgress() as progress:
         parity = verify_bundle(
             bundle,
             open_checkpoint_at(name, revision),
-            read_conversations(conversations) if conversations else None,
+            examples,
             engine=arguments["engine"],
             threads=arguments["threads"],
             device=arguments["device"],
@@ -246,6 +270,10 @@ def verify(bundle: Path, **arguments: Any) -> int:
         )
     click.echo(parity.verdict)
     click.echo(f"written to {arguments['output'] or bundle}: parity.json, parity.html")
+    if arguments["engine"] == "tensorrt":
+        where = {name: arguments[name] for name in ("engine", "threads", "device")}
+        for line in compare_engines(bundle, examples, **where).lines():
+            click.echo(line)
     return 0 if parity.same_decisions else 1
 
 

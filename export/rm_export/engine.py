@@ -7,7 +7,6 @@ builder may search. `tensorrt` is taken where it is installed, else `tensorrt_rt
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ from rm_export.engine_layers import compiled_layers, network_layers
 from rm_export.engine_profiles import Bucket, Profile, default_buckets, profiles_for
 from rm_export.engine_progress import progress_monitor
 from rm_export.errors import ExportError
+from rm_export.polygraphy_log import PolygraphyLog, caught_log
 from rm_export.publish import publish
 from rm_runtime.bundle import Bundle, open_bundle
 from rm_runtime.engines.cuda import gpu_capability
@@ -209,46 +209,18 @@ def _config(
     return CreateConfigRTX(compute_capabilities=capabilities or None, **wanted)
 
 
-class _Log(logging.Handler):
-    """What Polygraphy and TensorRT say while an engine is built."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.errors: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        self.lines.append(message)
-        if record.levelno == logging.ERROR:
-            self.errors.append(message)
-
-
 @contextmanager
-def _polygraphy(package: str) -> Iterator[tuple[Any, Any, _Log]]:
-    """Polygraphy's TensorRT backend, set to this package, and its TensorRT logger, caught instead of printed."""
+def _polygraphy(package: str) -> Iterator[tuple[Any, Any, PolygraphyLog]]:
+    """Polygraphy's TensorRT backend, set to this package, its TensorRT logger, and its log."""
     from polygraphy import config
-    from polygraphy.logger import G_LOGGER
 
     config.USE_TENSORRT_RTX = package == "tensorrt_rtx"  # read when its backend is first imported
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it advises on optional packages
+    with warnings.catch_warnings(), caught_log() as log:
+        warnings.simplefilter("ignore")  # about optional packages, and Polygraphy's own use of TensorRT
         from polygraphy.backend import trt as backend
         from polygraphy.backend.trt.util import get_trt_logger
 
-    log, logger = _Log(), logging.getLogger("Polygraphy")
-    kept = (G_LOGGER.use_python_logging_system, logger.propagate, logger.level)
-    G_LOGGER.use_python_logging_system, logger.propagate = True, False
-    G_LOGGER.colors = False  # else it prints that a package for them is missing
-    logger.setLevel(logging.INFO)
-    logger.addHandler(log)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Polygraphy's calls, not ours
-            yield backend, get_trt_logger(), log
-    finally:
-        logger.removeHandler(log)
-        G_LOGGER.use_python_logging_system, logger.propagate, logger.level = kept
+        yield backend, get_trt_logger(), log
 
 
 def _put(bundle: Bundle, key: str, stage: Path, plans: Sequence[EnginePlan], records: Mapping[str, FileRecord]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rm_calibration.conversations import default_conversations
 from rm_export.bundle import replace_file
+from rm_export.engine_agreement import EngineAgreement, compare_with_onnxruntime
 from rm_export.errors import ExportError
 from rm_export.families import pairrm
 from rm_export.measure import measure
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rm_calibration.conversations import Example
     from rm_export.checkpoint import Checkpoint
     from rm_export.parity import Parity
+    from rm_export.questions import Question
     from rm_runtime.bundle import Bundle
 
     Outputs = Mapping[str, NDArray[np.float32]]
@@ -66,12 +68,8 @@ def verify_bundle(
             f"{checkpoint.id}; name the bundle's own checkpoint and revision"
         )
     examples = default_conversations() if conversations is None else list(conversations)
-    questions = questions_of(examples, pairwise=not isinstance(manifest.prompt, ChatPrompt))
-    prompts = encode_questions(manifest.prompt, bundle.tokenizer(), examples, questions)
-    asked = [(question, p) for question, p in zip(questions, prompts, strict=True) if isinstance(p, Prompt)]
+    asked, not_rendered = _asked(bundle, examples)
     rows = [np.asarray(prompt.ids, np.int64) for _, prompt in asked]
-    if not rows:
-        raise ExportError(f"{bundle.path} can make no prompt of any conversation: {prompts[0]}")
     name, measured = _run_bundle(bundle, rows, engine, threads, device)
     backbone = pairrm.backbone_config(checkpoint, options or Options()) if manifest.family == "pairrm" else None
     reference = open_reference(checkpoint, manifest.family, manifest.parameters, backbone)
@@ -85,7 +83,7 @@ def verify_bundle(
         engine=name,
         versions=package_versions(),
         examples=len(examples),
-        not_rendered=Counter(str(prompt) for prompt in prompts if isinstance(prompt, PromptError)),
+        not_rendered=not_rendered,
     )
     files = parity_files(parity, examples)
     if output is None:
@@ -95,6 +93,35 @@ def verify_bundle(
         for file_name, content in files.items():
             replace_file(output / file_name, content)
     return parity
+
+
+def compare_engines(
+    bundle_path: str | os.PathLike[str],
+    conversations: Sequence[Example] | None = None,
+    *,
+    engine: str,
+    threads: int | None = None,
+    device: str | None = None,
+) -> EngineAgreement:
+    """Compare an engine with ONNX Runtime's CPU on a bundle's own prompts; no checkpoint and no torch are needed.
+
+    Raises ExportError if nothing could be compared, EngineError if one of them cannot run the bundle.
+    """
+    bundle = open_bundle(bundle_path)
+    asked, _ = _asked(bundle, default_conversations() if conversations is None else conversations)
+    rows = [np.asarray(prompt.ids, np.int64) for _, prompt in asked]
+    return compare_with_onnxruntime(bundle, rows, engine, threads, device)
+
+
+def _asked(bundle: Bundle, examples: Sequence[Example]) -> tuple[list[tuple[Question, Prompt]], Counter[str]]:
+    """What the bundle is asked and its prompts, and how often which reason left a conversation without one."""
+    spec = bundle.manifest.prompt
+    questions = questions_of(examples, pairwise=not isinstance(spec, ChatPrompt))
+    prompts = encode_questions(spec, bundle.tokenizer(), examples, questions)
+    asked = [(question, p) for question, p in zip(questions, prompts, strict=True) if isinstance(p, Prompt)]
+    if not asked:
+        raise ExportError(f"{bundle.path} can make no prompt of any conversation: {prompts[0]}")
+    return asked, Counter(str(prompt) for prompt in prompts if isinstance(prompt, PromptError))
 
 
 def _run_bundle(

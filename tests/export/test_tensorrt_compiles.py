@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import checkpoints
+import full_size
 from graph_runs import observed_scales
 from rm_calibration.formats import FORMATS
 from rm_export.build import build_model
@@ -132,3 +133,14 @@ class Network:
 def module(node: str) -> str:
     """ "model/layers.0/mlp/up_proj/MatMul_node_9" -> "model.layers.0.mlp.up_proj"."""
     return ".".join(node.split("/")[:-1])
+
+
+@pytest.mark.parametrize("model", ["Llama-3-8B", "DeBERTa-v3-large"])
+def test_a_layer_of_full_width_compiles(tmp_path: Path, model: str) -> None:
+    if model == "Llama-3-8B":
+        folder = full_size.llama(tmp_path / "checkpoint", "8B", num_hidden_layers=1)
+    else:
+        folder = full_size.pairrm_layers(tmp_path / "checkpoint", layers=1)
+    result, _ = compiled(open_checkpoint(folder), "fp16", "plain", tmp_path)
+    # the weights are in it, two bytes each
+    assert memoryview(result.plan).nbytes > 0.9 * (tmp_path / "model.onnx.data").stat().st_size

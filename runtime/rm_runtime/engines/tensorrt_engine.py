@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.cuda import checked, cuda_runtime
 from rm_runtime.engines.protocol import Arrays, Engine
-from rm_runtime.engines.tensorrt_plans import fitting_profile, usable_plan
+from rm_runtime.engines.tensorrt_plans import checked_bytes, fitting_profile, usable_plan
 from rm_runtime.errors import EngineError
 from rm_runtime.manifest import EnginePlan
 
@@ -184,9 +184,10 @@ def open_plan(bundle: Bundle, threads: int | None, device: str | None, role: str
     cuda = cuda_runtime()
     checked(cuda.cudaSetDevice(index))
     plan = usable_plan(bundle, role, index)
+    content = checked_bytes(bundle, plan)
     trt: Any = import_module(plan.runtime)
     logger = trt.Logger(trt.Logger.ERROR)
-    engine = trt.Runtime(logger).deserialize_cuda_engine((bundle.path / plan.file).read_bytes())
+    engine = trt.Runtime(logger).deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(
             f"{plan.runtime} {plan.version} cannot read {bundle.path / plan.file}; run `rm-export engine` here"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from rm_runtime.bundle import Bundle, sha256_of
+from rm_runtime.bundle import Bundle
 from rm_runtime.engines.cuda import gpu_capability
 from rm_runtime.errors import BundleError, EngineError
 from rm_runtime.manifest import EnginePlan
@@ -27,9 +28,9 @@ def compute_capability(package: str) -> str | None:
 
 
 def usable_plan(bundle: Bundle, role: str, device: int = 0) -> EnginePlan:
-    """The plan of that graph for this package, version and GPU (CUDA's number `device`), its hash checked.
+    """The plan of that graph for this package, version and GPU (CUDA's number `device`).
 
-    Raises EngineError if there is none, BundleError if its file is not the one that was built.
+    Raises EngineError if there is none.
     """
     package = installed_package()
     if package is None:
@@ -51,10 +52,18 @@ def usable_plan(bundle: Bundle, role: str, device: int = 0) -> EnginePlan:
     plan = next((plan for plan in fitting if plan.graph_sha256 == graph.sha256), None)
     if plan is None:
         raise EngineError(f"{bundle.path}: its engines were built from another {role} graph; {_REBUILD}")
-    record = bundle.manifest.files.get(plan.file)
-    if record is None or sha256_of(bundle.path / plan.file) != record.sha256:
-        raise BundleError(f"{bundle.path / plan.file} does not match its sha256; {_REBUILD}")
     return plan
+
+
+def checked_bytes(bundle: Bundle, plan: EnginePlan) -> bytes:
+    """The plan's file, read once and hashed before anything else reads it.
+
+    Raises BundleError if it is not the one that was built.
+    """
+    content, record = (bundle.path / plan.file).read_bytes(), bundle.manifest.files.get(plan.file)
+    if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
+        raise BundleError(f"{bundle.path / plan.file} does not match its sha256; {_REBUILD}")
+    return content
 
 
 def fitting_profile(plan: EnginePlan, shapes: Mapping[str, Sequence[int]]) -> int:
