@@ -1,8 +1,8 @@
 """How long TensorRT compiles, and how large its plans are: `python benchmarks/tensorrt_compile.py [--json F]`.
 
-TensorRT-RTX on the CPU, or TensorRT where it is installed: one layer of Llama-3-8B and of DeBERTa-v3-large at full width
-with random weights (benchmarks/full_size.py), the graph of the contract and that of a shared prefix, in every precision,
-three profiles each. Some minutes, 8 GiB.
+TensorRT-RTX on the CPU, or TensorRT where it is installed: one layer of Llama-3-8B and of DeBERTa-v3-large at full
+width with random weights (benchmarks/full_size.py), the graph of the contract and that of a shared prefix, in every
+precision, three profiles each. Some minutes, 8 GiB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> None:
     if package is None:
         raise SystemExit("no TensorRT is installed")
     figures: dict[str, Any] = {"package": package}
-    print(f"{package}\n\n| one layer of | precision | graph | seconds | weights, MiB | plan, MiB |\n|---|---|---|---|---|---|")
+    print(f"{package}\n\n| one layer of | precision | graph | seconds | weights, MiB | plan, MiB |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         layers = {

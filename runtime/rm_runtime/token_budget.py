@@ -7,8 +7,10 @@ from typing import Any
 
 from rm_runtime.batching import DEFAULT_BATCH_TOKENS
 from rm_runtime.bundle import Bundle
-from rm_runtime.engines.choice import ENCODERS
 from rm_runtime.engines.memory import available_bytes
+
+ENCODERS = frozenset({"deberta-v2"})
+"""Values of the manifest's architecture.model_type whose attention runs in both directions, and is written out."""
 
 ENCODER_BATCH_TOKENS = 1024
 """For encoders on the CPU: their attention writes so much an id that larger batches leave the cache and are slower, and

@@ -95,8 +95,7 @@ def chosen_engine(bundle: Bundle, device: str | None = None) -> str:
         missing = "no GPU can be used here" if "tensorrt" in installed else "no TensorRT is installed"
         _log.warning("%s is written for TensorRT, and %s: ONNX Runtime runs it", bundle.path, missing)
     on_cpu = manifest.target == "cpu" and device in (None, "cpu")
-    model_type = str(manifest.architecture.get("model_type", ""))
-    order = preferred(manifest.precision, model_type, cpu_flags()) if on_cpu else ("onnxruntime",)
+    order = preferred(manifest.precision, cpu_flags()) if on_cpu else ("onnxruntime",)
     return next((name for name in order if name in installed), order[0])
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ENCODERS = frozenset({"deberta-v2"})
-"""Values of the manifest's architecture.model_type whose int8 bundles OpenVINO does not run clearly faster."""
 
-
-def preferred(precision: str, model_type: str, flags: frozenset[str]) -> tuple[str, ...]:
+def preferred(precision: str, flags: frozenset[str]) -> tuple[str, ...]:
     """Engines for a CPU bundle, best first.
 
-    precision, model_type: of the bundle's manifest. flags: of the CPU, as cpu_flags gives them.
-    Source: benchmarks/engines.py on a CPU with AVX512-VNNI, its table in docs/performance.md. OpenVINO is faster in
-    int8 decoders; in float32, float16, weight-only precisions and encoders ONNX Runtime is as fast or faster. CPUs
-    without VNNI were not measured. "openvino-bf16" is never taken unasked: it decides otherwise than the bundle.
+    precision: of the bundle's manifest. flags: of the CPU, as cpu_flags gives them.
+    Source: benchmarks/whole_models.py and benchmarks/engines.py on a CPU with AVX512-VNNI, tables in
+    docs/performance.md. OpenVINO is faster in int8, on one thread and more so on two; in float32, float16 and
+    weight-only precisions ONNX Runtime is as fast, loads faster and takes less memory. CPUs without VNNI were not
+    measured. "openvino-bf16" is never taken unasked: it decides otherwise than the bundle.
     """
-    if precision == "int8" and model_type not in ENCODERS and "avx512_vnni" in flags:
+    if precision == "int8" and "avx512_vnni" in flags:
         return "openvino", "onnxruntime"
     return "onnxruntime", "openvino"
 
