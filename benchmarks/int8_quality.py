@@ -29,6 +29,9 @@ from rm_export.quantisation import Quantisation
 SAME_FUNCTION = 1e-5
 """The largest error, in standard deviations, that a hardened copy may have in float32."""
 
+OTHER_ENGINES = ("openvino", "openvino-bf16")
+"""That run the default's bundle too."""
+
 METHODS: dict[str, dict[str, Any] | None] = {
     "naive min-max W8A8": {"observer": "minmax", "alphas": (0.0,), "max_flip_rate": 1.0},
     "MSE clipping only": {"observer": "mse", "alphas": (0.0,), "max_flip_rate": 1.0},
@@ -99,12 +102,12 @@ def judged(name: str, model: Model, methods: Sequence[str], folder: Path, thread
             flush=True,
         )
         if method == "default":
-            row["openvino"] = model.asked.agreement(answers, model.asked.answers(bundle, threads, "openvino"))
-            print(
-                f"  OpenVINO against ONNX Runtime: flips {row['openvino']['flips_%']:.3f} %, "
-                f"clear flips {row['openvino']['clear_flips_%']:.3f} %",
-                flush=True,
-            )
+            for engine in OTHER_ENGINES:
+                others = model.asked.answers(bundle, threads, engine)
+                for against, reference in (("ONNX Runtime", answers), ("float32", expected)):
+                    row[f"{engine} against {against}"] = found = model.asked.agreement(reference, others)
+                    flips = f"flips {found['flips_%']:.3f} %, clear flips {found['clear_flips_%']:.3f} %"
+                    print(f"  {engine} against {against}: {flips}", flush=True)
     return {
         "float_error_std": error,
         "answers": len(expected),
