@@ -1,6 +1,6 @@
 """Where time goes, by kind of operator: `python benchmarks/operator_shares.py [--precision P] [--shape BxS]`.
 
-Two layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, second run, the
+Four layers of each backbone at full width with random weights (benchmarks/full_size.py), one thread, second run, the
 engines' own profilers: ONNX Runtime's kernel times, OpenVINO's counters, which cost time themselves. Shares of the sum.
 """
 
@@ -24,7 +24,7 @@ from rm_export.exporter import export_checkpoint
 from rm_runtime.bundle import open_bundle
 
 BACKBONES = {"Llama-3.2-1B": full_size.llama_1b, "DeBERTa-v3-large": full_size.pairrm_layers}
-LAYERS = 2
+LAYERS = 4
 LISTED = 0.01
 """Smaller shares are summed up."""
 
