@@ -12,6 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rm_runtime.errors import PromptError, RequestError
+from rm_runtime.parquet import SUFFIX, read_rows
 from rm_runtime.templates import validate_conversation, validate_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_conversations(path: Path) -> list[Example]:
 
     Raises RequestError, in one line that names the line or row, for anything it cannot use.
     """
-    if path.suffix == ".parquet":
+    if path.suffix == SUFFIX:
         return _read_parquet(path)
     try:
         content = path.read_bytes()
@@ -68,16 +69,7 @@ def parse_conversations(content: bytes, where: str) -> list[Example]:
 
 
 def _read_parquet(path: Path) -> list[Example]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise RequestError(f"{path} is a Parquet file; pip install 'rm-export[parquet]' to read it") from None
-    try:
-        stored = parquet.ParquetFile(path)
-        wanted = [name for name in ("messages", "responses") if name in stored.schema_arrow.names]
-        rows = stored.read(columns=wanted).to_pylist()
-    except (OSError, ArrowException) as error:
-        raise RequestError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    rows = list(read_rows(path, ("messages", "responses")))
     if not rows:
         raise RequestError(f"{path} holds no row; each has messages and, if you like, responses")
     return [_example_of(row, f"{path}, row {n}") for n, row in enumerate(rows, start=1)]
@@ -92,6 +84,8 @@ def _example(line: bytes, where: str) -> Example:
 
 
 def _example_of(document: Any, where: str) -> Example:
+    if isinstance(document, RequestError):
+        raise RequestError(f"{where}: {document}")
     if not isinstance(document, dict) or "messages" not in document:
         raise RequestError(f'{where}: expected an object like {{"messages": [...], "responses": [...]}}')
     try:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +12,11 @@ from rm_runtime.console import run_command
 from rm_runtime.engines import ENGINES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 _STREAM = "-"
+_INPUT_HELP = "JSON lines or Parquet, or a folder of both."
+_OUTPUT_HELP = "A run that was stopped goes on where it stood; a folder keeps what it has."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -38,12 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
     """The argument and options of a command that turns lines into lines."""
-    readable = click.Path(exists=True, dir_okay=False, allow_dash=True)
-    writable = click.Path(dir_okay=False, allow_dash=True)
+    readable = click.Path(exists=True, allow_dash=True)
+    writable = click.Path(allow_dash=True)
     options = [
         click.argument("bundle", type=click.Path(path_type=Path)),
-        click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F.jsonl|-"),
-        click.option("-o", "--output", type=writable, default=_STREAM, metavar="F.jsonl|-"),
+        click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F|FOLDER|-", help=_INPUT_HELP),
+        click.option("-o", "--output", type=writable, default=_STREAM, metavar="F|FOLDER|-", help=_OUTPUT_HELP),
+        click.option("--column-prefix", default="", help="Of the columns that Parquet outputs get, such as rm_."),
         click.option(
             "--engine",
             type=click.Choice(["auto", *ENGINES]),
@@ -96,7 +95,7 @@ def score(**arguments: Any) -> int:
     A line is {"messages": [...]}, or {"messages": [...], "responses": [...]} to rank answers. A line that
     fails gives {"error": ..., "line": n} in its place.
     """
-    return _answer_file(ranking=False, **arguments)
+    return _answer(ranking=False, **arguments)
 
 
 @cli.command()
@@ -107,7 +106,22 @@ def rank(**arguments: Any) -> int:
     A line is {"messages": [...], "responses": [...]}, or for PairRM {"input": ..., "candidates": [...]}. A
     line that fails gives {"error": ..., "line": n} in its place.
     """
-    return _answer_file(ranking=True, **arguments)
+    return _answer(ranking=True, **arguments)
+
+
+def _answer(source: str, output: str, **arguments: Any) -> int:
+    from rm_runtime.answering import answer_folder, answer_one_file, answer_stream
+
+    if source != _STREAM and Path(source).is_dir():
+        if output == _STREAM or (Path(output).exists() and not Path(output).is_dir()):
+            raise click.UsageError(f"-i {source} is a folder, so -o must name one too")
+        return answer_folder(source=Path(source), output=Path(output), **arguments)
+    if Path(output).is_dir():
+        raise click.UsageError(f"-o {output} is a folder, so -i must name one too")
+    plain = output != _STREAM and (Path(output).is_file() or not Path(output).exists())  # not a pipe, not /dev/null
+    if plain and source != _STREAM and Path(source).is_file():
+        return answer_one_file(source=Path(source), output=Path(output), **arguments)
+    return answer_stream(source=source, output=output, **arguments)
 
 
 @cli.command()
@@ -218,60 +232,3 @@ def _measure(bundle: Path, report_path: Path | None, plot: Path | None, **argume
 
 def _steps(shown: bool) -> Callable[[str], None]:
     return lambda step: click.echo(f"{step} ...", err=True) if shown else None
-
-
-def _answer_file(bundle: Path, source: str, output: str, ranking: bool, **options: Any) -> int:
-    """Returns the exit status: 1 if a line failed."""
-    from rm_runtime.jsonl import answer_lines
-    from rm_runtime.loading import load
-    from rm_runtime.reading_progress import reading_progress
-
-    lines = failed = 0
-    with _opened_output(output) as sink, _opened_input(source) as stream:
-        model = load(bundle, **options)
-        shown = source != _STREAM and not sink.isatty()
-        with reading_progress(stream, sys.stderr) if shown else contextlib.nullcontext(lambda: None) as advance:
-            for answers in answer_lines(model, stream, ranking=ranking):
-                sink.write("".join(f"{answer.text}\n" for answer in answers).encode("utf-8"))
-                sink.flush()
-                lines += len(answers)
-                failed += sum(answer.failed for answer in answers)
-                advance()
-    if failed:
-        where = "the output" if output == _STREAM else output
-        click.echo(f'rm-runtime: error: {failed} of {lines} lines failed; {where} has an "error" for each', err=True)
-    return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def _opened_input(path: str) -> Iterator[BinaryIO]:
-    if path == _STREAM:
-        yield sys.stdin.buffer
-    else:
-        with Path(path).open("rb") as stream:
-            yield stream
-
-
-@contextlib.contextmanager
-def _opened_output(path: str) -> Iterator[BinaryIO]:
-    """Where answers go. A file appears, or replaces the old one, once all is written, and only then."""
-    if path == _STREAM:
-        yield sys.stdout.buffer
-        return
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():  # /dev/null, a pipe: nothing to replace
-        with target.open("wb") as stream:
-            yield stream
-        return
-    written = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with written.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, written)
-        written.replace(target)
-    except BaseException:
-        written.unlink(missing_ok=True)
-        raise

@@ -14,7 +14,7 @@ from rm_runtime.errors import RequestError, RewardModelError, UnscorableError
 from rm_runtime.json_requests import Reply, RequestLine, answer_requests, parse_json, parse_request, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 CHUNK_LINES = 256
 """Lines answered as one batched request: enough to fill batches with lines of about one length."""
@@ -38,14 +38,35 @@ class Answer:
     failed: bool
 
 
-def answer_lines(model: Any, source: BinaryIO, *, ranking: bool = False) -> Iterator[list[Answer]]:
+@dataclass(frozen=True)
+class Line:
+    """A request as it was read. number: its line, or its row in a table, from 1.
+
+    passed_on: the keys that its answer repeats; request: or why it holds none; size: bytes of what it makes the model
+    read, roughly.
+    """
+
+    number: int
+    passed_on: dict[str, Any]
+    request: RequestLine | RequestError
+    size: int
+
+
+def answer_lines(model: Any, source: BinaryIO, *, ranking: bool = False, before: int = 0) -> Iterator[list[Answer]]:
     """Answer the lines of `source`, a chunk at a time: the model runs a chunk as one batched request.
 
     source: lines of UTF-8 that end in LF or CRLF; a byte order mark may come first. Nothing is read beyond
-    the chunk in work. ranking: refuse lines without responses. Raises what is not one line's fault, e.g.
-    EngineError.
+    the chunk in work. ranking: refuse lines without responses. before: how many lines of the file come before the
+    place that `source` stands at. Raises what is not one line's fault, e.g. EngineError.
     """
-    for chunk in _chunks(source, ranking):
+    read = (parse_line(number, text, ranking) for number, text in _numbered_lines(source, before))
+    return answer_requests_of(model, read)
+
+
+def answer_requests_of(model: Any, lines: Iterable[Line]) -> Iterator[list[Answer]]:
+    """Answer requests from wherever they were read, as answer_lines does. The same lines make the same chunks, so
+    that one who starts at a chunk's end gets the same answers."""
+    for chunk in _chunks(lines):
         requests = [line.request for line in chunk if isinstance(line.request, RequestLine)]
         replies = iter(answer_requests(model, requests))
         yield [
@@ -53,23 +74,39 @@ def answer_lines(model: Any, source: BinaryIO, *, ranking: bool = False) -> Iter
         ]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A line as it was read. passed_on: the keys that its answer repeats; request: or why it holds none."""
+def parse_line(number: int, text: bytes | RequestError, ranking: bool) -> Line:
+    """The request that a line holds."""
+    if isinstance(text, RequestError):
+        return Line(number, {}, text, 0)
+    try:
+        document = parse_json(text)
+    except RequestError as error:
+        return Line(number, {}, error, 0)
+    return parse_document(number, document, len(text), ranking)
 
-    number: int
-    passed_on: dict[str, Any]
-    request: RequestLine | RequestError
+
+def parse_document(number: int, document: object, size: int, ranking: bool) -> Line:
+    """The request that a parsed value is. size: of the value in bytes, which counts once for each response."""
+    passed_on: dict[str, Any] = {}
+    try:
+        if isinstance(document, dict) and "id" in document:
+            if isinstance(document["id"], (dict, list)):
+                raise RequestError('"id" must be a string or a number, not an object or an array')
+            passed_on = {"id": document["id"]}
+        request = parse_request(document)
+        if ranking and request.responses is None:
+            raise RequestError('ranking needs "responses", the answers to rank')
+    except RequestError as error:
+        return Line(number, passed_on, error, 0)
+    return Line(number, passed_on, request, size * len(request.responses or [document]))
 
 
-def _chunks(source: BinaryIO, ranking: bool) -> Iterator[list[_Line]]:
-    chunk: list[_Line] = []
+def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    chunk: list[Line] = []
     size = 0
-    for number, text in _numbered_lines(source):
-        line = _parse_line(number, text, ranking)
+    for line in lines:
         chunk.append(line)
-        if isinstance(text, bytes) and isinstance(line.request, RequestLine):
-            size += len(text) * len(line.request.responses or [text])
+        size += line.size
         if len(chunk) == CHUNK_LINES or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -77,9 +114,9 @@ def _chunks(source: BinaryIO, ranking: bool) -> Iterator[list[_Line]]:
         yield chunk
 
 
-def _numbered_lines(source: BinaryIO) -> Iterator[tuple[int, bytes | RequestError]]:
+def _numbered_lines(source: BinaryIO, before: int) -> Iterator[tuple[int, bytes | RequestError]]:
     """The lines that are not blank, each with its number; an error for one that is too long."""
-    number = 0
+    number = before
     while text := source.readline(MAX_LINE_BYTES):
         number += 1
         if len(text) == MAX_LINE_BYTES and not text.endswith(b"\n"):
@@ -93,25 +130,7 @@ def _numbered_lines(source: BinaryIO) -> Iterator[tuple[int, bytes | RequestErro
             yield number, text.rstrip(b"\r\n")
 
 
-def _parse_line(number: int, text: bytes | RequestError, ranking: bool) -> _Line:
-    passed_on: dict[str, Any] = {}
-    try:
-        if isinstance(text, RequestError):
-            raise text
-        document = parse_json(text)
-        if isinstance(document, dict) and "id" in document:
-            if isinstance(document["id"], (dict, list)):
-                raise RequestError('"id" must be a string or a number, not an object or an array')
-            passed_on = {"id": document["id"]}
-        request = parse_request(document)
-        if ranking and request.responses is None:
-            raise RequestError('ranking needs "responses", the answers to rank')
-    except RequestError as error:
-        return _Line(number, passed_on, error)
-    return _Line(number, passed_on, request)
-
-
-def _answer(line: _Line, reply: Reply) -> Answer:
+def _answer(line: Line, reply: Reply) -> Answer:
     if not isinstance(reply, RewardModelError):
         try:
             return Answer(line.number, to_json({**line.passed_on, **reply}), failed=False)
