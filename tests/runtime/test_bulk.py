@@ -21,7 +21,9 @@ import rm_runtime.jsonl
 from fake_models import write_scalar_bundle
 from killed_runs import CHUNK_LINES, Scorer, answer_folder
 from rm_runtime.bulk.columns import ANSWER_COLUMNS
+from rm_runtime.bulk.files import one_file
 from rm_runtime.bulk.progress import held
+from rm_runtime.bulk.run import FileRun
 from rm_runtime.bulk.settings import answer_settings
 from rm_runtime.bundle import open_bundle
 from rm_runtime.cli import main
@@ -272,6 +274,24 @@ def test_other_settings_answer_anew_and_are_named(unfinished: Path, whole: bool)
     assert len(asked) == 11
     reason = "an earlier run had another bundle and another truncation"
     assert said == [f"{unfinished / 'out' / 'a.jsonl'} is made anew: {reason}"]
+
+
+def test_answers_that_replaced_their_own_input_are_not_taken_for_requests(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", 5)
+    job = one_file(path, path)
+    asked: list[str] = []
+    for keeps_records in (True, False):  # the record that a run leaves which is killed before it removes it
+        run = FileRun(
+            lambda: Scorer(asked.append),
+            {},
+            ranking=False,
+            column_prefix="",
+            keeps_records=keeps_records,
+            say=pytest.fail,
+        )
+        run.answer_all([job], lambda: None)
+    assert asked == answers_of("a", 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"format": 1, "source": 2}'])
