@@ -276,20 +276,27 @@ def test_other_settings_answer_anew_and_are_named(unfinished: Path, whole: bool)
     assert said == [f"{unfinished / 'out' / 'a.jsonl'} is made anew: {reason}"]
 
 
-def test_answers_that_replaced_their_own_input_are_not_taken_for_requests(tmp_path: Path) -> None:
+def test_answers_that_replaced_their_own_input_are_not_taken_for_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_lines(tmp_path / "a.jsonl", 5)
-    job = one_file(path, path)
     asked: list[str] = []
-    for keeps_records in (True, False):  # the record that a run leaves which is killed before it removes it
-        run = FileRun(
-            lambda: Scorer(asked.append),
-            {},
-            ranking=False,
-            column_prefix="",
-            keeps_records=keeps_records,
-            say=pytest.fail,
-        )
-        run.answer_all([job], lambda: None)
+    options: dict[str, Any] = {"ranking": False, "column_prefix": "", "keeps_records": False, "say": pytest.fail}
+    run = FileRun(lambda: Scorer(asked.append), {}, **options)
+    unlink = Path.unlink
+
+    def stops(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".progress":
+            raise StoppedError
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stops)
+    with pytest.raises(StoppedError):
+        run.answer_all([one_file(path, path)], lambda: None)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    before = path.read_bytes()
+    run.answer_all([one_file(path, path)], lambda: None)
+    assert path.read_bytes() == before
     assert asked == answers_of("a", 5)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
