@@ -46,6 +46,8 @@ def _facts(bundle: Bundle, hashes_checked: bool) -> Iterator[tuple[str, str]]:
     if manifest.recipe:
         yield "recipe", _recipe(bundle, manifest.recipe)
     yield "parity", _parity(manifest)
+    for plan in manifest.engines:
+        yield "engine", f"{plan.graph}: {plan.runtime} {plan.version}, {plan.compute_capability or 'any GPU'}"
     yield "made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())
 
 
