@@ -29,30 +29,32 @@ Run = Callable[[NDArray[np.float32]], object]
 
 
 def graph(columns: Sequence[int], packed: bool) -> onnx.ModelProto:
-    """x [tokens, INPUTS] -> one output a product; packed: one product of all columns, split."""
+    """x [1, tokens, INPUTS] -> one output a product; packed: one product of all columns, split."""
     rng = np.random.default_rng(0)
-    nodes, constants = [], [numpy_helper.from_array(np.float32(0.02), "step")]
+    nodes: list[onnx.NodeProto] = []
+    constants = [numpy_helper.from_array(np.float32(0.02), "step"), numpy_helper.from_array(np.int8(0), "zero")]
     products = [sum(columns)] if packed else list(columns)
     for place, width in enumerate(products):
         name = f"w{place}"
         constants += [
             numpy_helper.from_array(rng.integers(-127, 128, (INPUTS, width), np.int8), f"{name}_int8"),
             numpy_helper.from_array(np.full(width, 1e-3, np.float32), f"{name}_scale"),
+            numpy_helper.from_array(np.zeros(width, np.int8), f"{name}_zero"),
         ]
         nodes += [
             # a quantiser each, told apart by an axis that means nothing: see lowering/own_quantisers.py
-            helper.make_node("QuantizeLinear", ["x", "step"], [f"q{place}"], axis=place % 2, output_dtype=3),
-            helper.make_node("DequantizeLinear", [f"q{place}", "step"], [f"x{place}"], axis=place % 2),
-            helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=1),
+            helper.make_node("QuantizeLinear", ["x", "step", "zero"], [f"q{place}"], axis=place),
+            helper.make_node("DequantizeLinear", [f"q{place}", "step", "zero"], [f"x{place}"], axis=place),
+            helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale", f"{name}_zero"], [name], axis=1),
             helper.make_node("MatMul", [f"x{place}", name], [f"y{place}"]),
         ]
     outputs = [f"y{place}" for place in range(len(columns))]
     if packed:
         nodes[-1].output[0] = "y"
         constants.append(numpy_helper.from_array(np.array(columns, np.int64), "columns"))
-        nodes.append(helper.make_node("Split", ["y", "columns"], outputs, axis=1))
+        nodes.append(helper.make_node("Split", ["y", "columns"], outputs, axis=2))
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    start = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", INPUTS])
+    start = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "tokens", INPUTS])
     made = helper.make_graph(nodes, "products", [start], ends, constants)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
 
@@ -96,7 +98,7 @@ def main() -> None:
             for engine, opened in (("ONNX Runtime", on_onnxruntime), ("OpenVINO", on_openvino)):
                 runs = [opened(path) for path in paths]
                 for tokens in TOKENS:
-                    x = np.random.default_rng(0).standard_normal((tokens, INPUTS), np.float32)
+                    x = np.random.default_rng(0).standard_normal((1, tokens, INPUTS), np.float32)
                     apart, packed = milliseconds(runs, x)
                     print(
                         f"| {name} | {engine} | {tokens} | {apart:.2f} | {packed:.2f} | {apart / packed:.2f}x |",
