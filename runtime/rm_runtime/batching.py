@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_runtime.engines.protocol import Arrays, Engine
+from rm_runtime.engines.protocol import Arrays, Engine, RowRunner
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.shared_prefixes import plan_shared_prefixes
 
@@ -60,11 +61,15 @@ def run_rows(
     rows: Sequence[NDArray[np.int64]],
     pad_token_id: int,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_batch: Callable[[Mapping[str, NDArray[Any]]], None] | None = None,
 ) -> Arrays:
     """Score rows of ids: outputs by name, row i of each belonging to rows[i]; rows that cannot be scored are NaN.
 
-    A SharedPrefixEngine computes what rows have in common once, where that saves work.
+    A SharedPrefixEngine computes what rows have in common once, where that saves work. A RowRunner is given the rows as
+    they are. on_batch: told what the engine is about to run.
     """
+    if isinstance(engine, RowRunner):
+        return engine.run_rows(rows)
     shares = isinstance(engine, SharedPrefixEngine)
     shared, full = plan_shared_prefixes(rows, batch_tokens, MAX_PADDING) if shares else ([], list(range(len(rows))))
     batches = [(batch.prefix, list(batch.rows)) for batch in shared]
@@ -75,6 +80,8 @@ def run_rows(
         inputs = {"input_ids": ids, "attention_mask": mask}
         if prefix:
             inputs["prefix_ids"] = np.asarray(rows[batch[0]][None, :prefix], np.int64)
+        if on_batch:
+            on_batch(inputs)
         for name, array in engine.run(inputs).items():
             if name not in results:
                 results[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)

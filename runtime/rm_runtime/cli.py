@@ -1,4 +1,4 @@
-"""rm-runtime: score and rank JSON lines with a bundle, measure its speed."""
+"""rm-runtime: score and rank JSON lines with a bundle, serve it, measure its speed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from rm_runtime.console import run_command
 from rm_runtime.engines import ENGINES
+from rm_runtime.load_options import with_load_options
+from rm_runtime.serving.command import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,43 +45,8 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
         click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F|FOLDER|-", help=_INPUT_HELP),
         click.option("-o", "--output", type=writable, default=_STREAM, metavar="F|FOLDER|-", help=_OUTPUT_HELP),
         click.option("--column-prefix", default="", help="Of the columns that Parquet outputs get, such as rm_."),
-        click.option(
-            "--engine",
-            type=click.Choice(["auto", *ENGINES]),
-            default="auto",
-            show_default=True,
-            help="auto: the installed one that is fastest for this CPU and bundle.",
-        ),
-        click.option(
-            "--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant."
-        ),
-        click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for."),
-        click.option(
-            "--batch-tokens",
-            type=click.IntRange(min=1),
-            help="Token ids a batch may hold, padding included. Default: by the kind of model and the memory left.",
-        ),
-        click.option(
-            "--share-prefixes/--no-share-prefixes",
-            default=True,
-            show_default=True,
-            help="Compute what rows have in common once, in a second graph, which takes memory of its own.",
-        ),
         click.option("--verify", is_flag=True, help="Check the hash of every file of the bundle first."),
-        click.option(
-            "--truncation",
-            type=click.Choice(["cut", "error"]),
-            default="cut",
-            show_default=True,
-            help="What happens to a prompt that is too long.",
-        ),
-        click.option(
-            "--special-text",
-            type=click.Choice(["token", "text", "error"]),
-            default="token",
-            show_default=True,
-            help='What a typed "<|eot_id|>" is: that token as in the reference, plain text, or an error.',
-        ),
+        with_load_options,
         click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
     ]
     for option in reversed(options):
@@ -202,6 +169,9 @@ def bench(bundle: Path | None, compare: tuple[Path, Path] | None, **arguments: A
             click.echo(line)
         return 0
     return _measure(bundle, **arguments)
+
+
+cli.add_command(serve)
 
 
 def _measure(bundle: Path, report_path: Path | None, plot: Path | None, **arguments: Any) -> int:

@@ -92,7 +92,7 @@ def answer_requests(model: Any, requests: Sequence[RequestLine]) -> list[Reply]:
     return [_pair_ranker_reply(model, request) for request in requests]
 
 
-def to_json(document: Mapping[str, Any]) -> str:
+def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
     """Strict JSON in one line: text as it is, escaped where a lone surrogate makes UTF-8 impossible.
 
     Raises ValueError for a number that is not finite.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
@@ -22,3 +23,11 @@ class Engine(Protocol):
 
         Raises EngineError if the engine fails, in one line.
         """
+
+
+@runtime_checkable
+class RowRunner(Protocol):
+    """What may stand in an engine's place: it makes batches of rows itself, a server's queue of many requests' rows."""
+
+    def run_rows(self, rows: Sequence[NDArray[np.int64]]) -> Arrays:
+        """As rm_runtime.batching.run_rows. Raises EngineError, and its own reasons why rows were not run."""

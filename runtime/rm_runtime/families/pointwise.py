@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from rm_runtime.batching import run_rows
 from rm_runtime.bundle import Bundle
 from rm_runtime.engines.protocol import Arrays, Engine
-from rm_runtime.errors import BundleError, RequestError, RewardModelError, UnscorableError, raise_if_asked
+from rm_runtime.errors import (
+    BundleError,
+    PromptError,
+    RequestError,
+    RewardModelError,
+    UnscorableError,
+    raise_if_asked,
+)
 from rm_runtime.options import RequestOptions, check_error_policy
 from rm_runtime.prompt_spec import ChatPrompt
 from rm_runtime.prompts import ChatPrompter, Prompt
@@ -51,17 +58,17 @@ class PointwiseModel:
         check_error_policy(errors)
         chosen = dataclasses.replace(self.options, **options) if options else self.options
         prompts = self._prompter.encode(conversations, truncation=chosen.truncation, special_text=chosen.special_text)
-        results: list[Any] = list(prompts)
-        rows = [row for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
-        encoded = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-        ids = [np.asarray(prompt.ids, np.int64) for prompt in encoded]
-        outputs = run_rows(self.engine, ids, self.bundle.manifest.pad_token_id, chosen.batch_tokens) if rows else {}
-        for place, row in enumerate(rows):
-            if math.isnan(outputs["score"][place]):
-                results[row] = self._unscorable(encoded[place], ids[place])
-            else:
-                results[row] = self._result(encoded[place], outputs, place)
-        return raise_if_asked(results, errors)
+        return raise_if_asked(self._results(prompts, chosen.batch_tokens), errors)
+
+    def score_rendered(self, texts: Sequence[str], errors: str = "raise", **options: Any) -> list[Any]:
+        """Score conversations that were rendered elsewhere, by an RLHF trainer: what the chat template gives.
+
+        Special-token text in them is special tokens. Otherwise as `score`.
+        """
+        check_error_policy(errors)
+        chosen = dataclasses.replace(self.options, **options)
+        prompts = self._prompter.encode_rendered(texts, chosen.truncation)
+        return raise_if_asked(self._results(prompts, chosen.batch_tokens), errors)
 
     def rank(self, messages: Conversation, responses: Sequence[str], **options: Any) -> Ranking:
         """Rank several answers to one prompt by their scores. messages: the conversation up to the answer."""
@@ -73,6 +80,20 @@ class PointwiseModel:
         (result,) = self.score([PROBE], errors="return")
         if isinstance(result, RewardModelError):
             raise BundleError(f"{self.bundle.path} cannot score even a plain chat: {result}; export the bundle again")
+
+    def _results(self, prompts: Sequence[Prompt | PromptError], batch_tokens: int) -> list[Any]:
+        """One Score or error a prompt; the prompts run as one request."""
+        results: list[Any] = list(prompts)
+        rows = [row for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
+        encoded = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        ids = [np.asarray(prompt.ids, np.int64) for prompt in encoded]
+        outputs = run_rows(self.engine, ids, self.bundle.manifest.pad_token_id, batch_tokens) if rows else {}
+        for place, row in enumerate(rows):
+            if math.isnan(outputs["score"][place]):
+                results[row] = self._unscorable(encoded[place], ids[place])
+            else:
+                results[row] = self._result(encoded[place], outputs, place)
+        return results
 
     def _result(self, prompt: Prompt, outputs: Arrays, row: int) -> Score:
         """The result of one row; `outputs` as in the graph contract."""

@@ -1,0 +1,238 @@
+"""The ASGI application: bodies read within their bounds, answered in threads, every error a line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from rm_runtime.errors import RequestError, RewardModelError, ScoringError, UnscorableError
+from rm_runtime.json_requests import parse_json, to_json
+from rm_runtime.serving.call import Answer, Call
+from rm_runtime.serving.endpoints import kserve
+from rm_runtime.serving.errors import (
+    BadBody,
+    ClientGone,
+    NotReady,
+    ServingError,
+    SlowBody,
+    TooLarge,
+    Unauthorized,
+    status_of,
+)
+from rm_runtime.serving.keys import ApiKeys
+from rm_runtime.serving.logs import LOG, log_event
+from rm_runtime.serving.openapi import openapi_document, page
+from rm_runtime.serving.routes import OPEN_ROUTES, POST_ROUTES
+from rm_runtime.serving.service import Service
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def application(
+    service: Service, keys: ApiKeys, failed: Callable[[], None] = lambda: None, log_prompts: bool = False
+) -> Starlette:
+    """The application over a service, which it starts and closes. failed: as in Service.start."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.start(failed)
+        yield
+        await asyncio.to_thread(service.close)
+
+    def route(path: str, method: str, handler: Handler) -> Route:
+        return Route(path, _observed(path, handler, service, keys), methods=[method])
+
+    routes = [route(path, "GET", handler) for path, handler in _get_handlers(service).items()]
+    routes += [route(post.path, "POST", _post_handler(post.answer, service, log_prompts)) for post in POST_ROUTES]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
+
+
+def _get_handlers(service: Service) -> dict[str, Handler]:
+    """By path, as routes.GET_ROUTES describes them."""
+
+    async def ready(_: Request) -> Response:
+        if service.state != "ready":
+            raise NotReady(f"the server is {service.state}", retry_after=1)
+        return JSONResponse({"ready": True})
+
+    async def live(_: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def models(_: Request) -> Response:
+        served = [service.model(name) for name in service.names]
+        listed = [{"id": one.name, "object": "model", "family": one.model.family} for one in served]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def server(_: Request) -> Response:
+        return JSONResponse(kserve.server_metadata())
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(kserve.model_metadata(service.model(request.path_params["model"])))
+
+    async def model_ready(request: Request) -> Response:
+        service.model(request.path_params["model"])
+        return await ready(request)
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(openapi_document())
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page())
+
+    return {
+        "/health": ready,
+        "/metrics": metrics,
+        "/v1/models": models,
+        "/v2": server,
+        "/v2/health/live": live,
+        "/v2/health/ready": ready,
+        "/v2/models/{model}": model,
+        "/v2/models/{model}/ready": model_ready,
+        "/openapi.json": openapi,
+        "/docs": docs,
+    }
+
+
+def _observed(path: str, handler: Handler, service: Service, keys: ApiKeys) -> Handler:
+    """The handler behind the key check; its errors become answers, and all is counted under its route."""
+
+    async def endpoint(request: Request) -> Response:
+        started = time.monotonic()
+        try:
+            if path not in OPEN_ROUTES and not keys.allow(request.headers.get("authorization")):
+                raise Unauthorized("this server needs an API key; send it as Authorization: Bearer KEY")
+            response = await handler(request)
+        except Exception as error:
+            response = _error_response(error)
+            service.metrics.errors.labels(type(error).__name__).inc()
+        if service.state == "draining":
+            response.headers["connection"] = "close"  # no client may think that it can come back here
+        service.metrics.requests.labels(path, response.status_code).inc()
+        service.metrics.seconds.labels(path).observe(time.monotonic() - started)
+        return response
+
+    return endpoint
+
+
+def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handler:
+    """Reads a body, answers it in a thread, logs what became of it."""
+
+    async def handler(request: Request) -> Response:
+        started = time.monotonic()
+        ticket = service.open_ticket()
+        call = Call(service, ticket, dict(request.path_params))
+        text: bytes = b""
+        failure: Exception | None = None
+        try:
+            text = await _body(request, service.limits.max_body_bytes, service.limits.body_seconds)
+            return Response(await _answered(request, call, text, answer), media_type="application/json")
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            service.close_ticket(ticket)
+            log_event(
+                "request",
+                path=request.url.path,
+                model=call.model_name,
+                status=status_of(failure) if failure else 200,
+                error=type(failure).__name__ if failure else None,
+                rows=ticket.rows,
+                body_bytes=len(text),
+                milliseconds=round(1000 * (time.monotonic() - started), 1),
+                body=text.decode("utf-8", "replace") if log_prompts else None,
+                reason=str(failure) if failure and log_prompts else None,
+            )
+
+    return handler
+
+
+async def _body(request: Request, limit: int, seconds: float) -> bytes:
+    """The whole body. Raises TooLarge, SlowBody, ClientGone."""
+    pieces: list[bytes] = []
+    size = int(request.headers.get("content-length", 0))
+    try:
+        async with asyncio.timeout(seconds):
+            if size <= limit:
+                size = 0
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size > limit:
+                        break
+                    pieces.append(piece)
+    except TimeoutError:
+        raise SlowBody(f"the body did not come within {seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise ClientGone("the client hung up before its body was read") from None
+    if size > limit:
+        raise TooLarge(f"the body has {size} bytes or more, {limit} is the limit; send fewer rows at once")
+    return b"".join(pieces)
+
+
+async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -> bytes:
+    """The answer's JSON; if the client hangs up meanwhile, its rows leave the queue."""
+
+    def work() -> bytes:
+        if "inference-header-content-length" in request.headers:
+            raise BadBody("binary tensors are not supported; send the tensors' data as JSON (binary_data=False)")
+        try:
+            document = parse_json(text)
+        except RequestError as error:
+            raise BadBody(f"the body is {error}" if str(error).startswith("not ") else str(error)) from None
+        reply = answer(document, call)
+        try:
+            return to_json(reply).encode("utf-8")
+        except ValueError:
+            raise UnscorableError("the model gave a number that is not finite") from None
+
+    future = asyncio.wrap_future(call.service.submit(work))
+    hung_up = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({future, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            call.ticket.end(ClientGone("the client hung up before it was answered"))
+        return await future
+    finally:
+        hung_up.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns once the client is gone; after a body, nothing else comes from it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error_response(error: Exception) -> Response:
+    document: dict[str, Any] = {"error": str(error), "error_type": type(error).__name__}
+    headers: dict[str, str] = {}
+    if isinstance(error, ScoringError):
+        document["rows"] = [{"row": row, "error": str(reason)} for row, reason in sorted(error.errors.items())]
+    elif not isinstance(error, RewardModelError):
+        LOG.error("defect", exc_info=error)
+        document["error"] = "the server has a defect; its log has more"
+    if isinstance(error, ServingError) and error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, SlowBody):
+        headers["connection"] = "close"
+    return Response(to_json(document), status_of(error), headers, "application/json")
+
+
+async def _unrouted(_: Request, error: Exception) -> Response:
+    """404 and 405 in the form of all errors."""
+    assert isinstance(error, HTTPException)
+    document = {"error": f"{error.detail}; see /docs", "error_type": "NotFound"}
+    return JSONResponse(document, error.status_code, error.headers)

@@ -1,0 +1,163 @@
+"""The queue of one engine: rows of many requests -> turns of the engine -> each request's outputs.
+
+One thread runs the engine. Whenever it is free it takes a turn: one row of each waiting request after the other, round
+and round, until the turn's tokens are full. So a request of a thousand rows does not delay one of a single row by more
+than a turn, and all rows of a turn are planned as one call, which finds prefixes that different requests share.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_runtime.engines.protocol import Arrays
+from rm_runtime.errors import EngineError, RewardModelError
+from rm_runtime.serving.errors import NotReady, QueueFull, TooLarge
+from rm_runtime.serving.limits import Limits
+
+Rows = Sequence[NDArray[np.int64]]
+
+
+@dataclass(eq=False)
+class Job:
+    """Rows that one request waits for. taken: how many the engine was given; missing: how many have no outputs yet."""
+
+    rows: Rows
+    arrived: float
+    taken: int = 0
+    missing: int = 0
+    outputs: Arrays = field(default_factory=dict)
+    future: Future[Arrays] = field(default_factory=Future)
+
+    def tokens_left(self) -> int:
+        return sum(map(len, self.rows[self.taken :]))
+
+
+Turn = list[tuple[Job, int]]
+"""(job, row of it) in the order they were taken."""
+
+
+class Batcher:
+    """Runs rows of many requests. Every method may be called from any thread.
+
+    run: rows -> outputs, row i of each belonging to rows[i]. turn_tokens: ids a turn holds; a longer row is a turn of
+    its own. waited: told the seconds from a job's arrival to its first row's turn.
+    """
+
+    def __init__(
+        self, run: Callable[[Rows], Arrays], turn_tokens: int, limits: Limits, waited: Callable[[float], None]
+    ) -> None:
+        self._run = run
+        self._turn_tokens = turn_tokens
+        self._limits = limits
+        self._waited = waited
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds_per_token = 0.0
+        self.waiting_rows = 0
+        self.waiting_tokens = 0
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: Rows, admitted: bool = False) -> Job:
+        """Put rows into the queue. admitted: of a request whose earlier rows were let in, so these are, too.
+
+        Raises TooLarge if they do not fit the empty queue, QueueFull if they do not fit now, NotReady after `close`.
+        """
+        job = Job(rows, time.monotonic(), missing=len(rows))
+        tokens, limits = job.tokens_left(), self._limits
+        if tokens > limits.max_queue_tokens or len(rows) > limits.max_queue_rows:
+            raise TooLarge(
+                f"the request has {tokens} tokens in {len(rows)} rows; {limits.max_queue_tokens} tokens and "
+                f"{limits.max_queue_rows} rows fit the queue; send less at once"
+            )
+        with self._changed:
+            if self._closed:
+                raise NotReady("the server is stopping", retry_after=1)
+            full = self.waiting_rows + len(rows) > limits.max_queue_rows
+            if not admitted and (full or self.waiting_tokens + tokens > limits.max_queue_tokens):
+                seconds = max(1, math.ceil(self.waiting_tokens * self._seconds_per_token))
+                raise QueueFull(f"{self.waiting_rows} rows are waiting; try again later", retry_after=seconds)
+            self._jobs.append(job)
+            self._count(len(rows), tokens)
+            self._changed.notify()
+        return job
+
+    def withdraw(self, job: Job, reason: Exception) -> None:
+        """Take a job's rows out of the queue and fail it, unless it has its outputs. Rows in the engine run on."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._count(job.taken - len(job.rows), -job.tokens_left())
+            if not job.future.done():
+                job.future.set_exception(reason)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Let nothing more in, run what waits, and stop. timeout: seconds to wait for that."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while turn := self._next_turn():
+            started = time.monotonic()
+            self._run_turn(turn)
+            per_token = (time.monotonic() - started) / max(1, sum(len(job.rows[row]) for job, row in turn))
+            self._seconds_per_token += 0.2 * (per_token - self._seconds_per_token)
+
+    def _next_turn(self) -> Turn:
+        """What the engine does next, as soon as there is something; empty when closed and all is done."""
+        turn: Turn = []
+        tokens = 0
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            while self._jobs:
+                job = self._jobs[0]
+                length = len(job.rows[job.taken])
+                if turn and tokens + length > self._turn_tokens:
+                    break
+                if not job.taken:
+                    self._waited(time.monotonic() - job.arrived)
+                turn.append((self._jobs.popleft(), job.taken))
+                tokens += length
+                job.taken += 1
+                if job.taken < len(job.rows):
+                    self._jobs.append(job)
+            self._count(-len(turn), -tokens)
+        return turn
+
+    def _run_turn(self, turn: Turn) -> None:
+        """Run a turn and give out its outputs; where the engine fails, each job alone, so that one fails alone."""
+        try:
+            outputs = self._run([job.rows[row] for job, row in turn])
+        except Exception as error:  # whatever it is: the thread has to live for the requests that come
+            jobs = list(dict.fromkeys(job for job, _ in turn))
+            if len(jobs) == 1:
+                known = isinstance(error, RewardModelError)
+                self.withdraw(jobs[0], error if known else EngineError(f"the engine failed: {type(error).__name__}"))
+                return
+            for alone in jobs:
+                self._run_turn([(job, row) for job, row in turn if job is alone])
+            return
+        with self._changed:
+            for place, (job, row) in enumerate(turn):
+                for name, array in outputs.items():
+                    of_job = job.outputs.setdefault(name, np.empty((len(job.rows), *array.shape[1:]), array.dtype))
+                    of_job[row] = array[place]
+                job.missing -= 1
+                if not job.missing and not job.future.done():
+                    job.future.set_result(job.outputs)
+
+    def _count(self, rows: int, tokens: int) -> None:
+        self.waiting_rows += rows
+        self.waiting_tokens += tokens

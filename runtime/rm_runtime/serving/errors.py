@@ -1,0 +1,76 @@
+"""What a server may answer instead of a score: each error knows its HTTP status."""
+
+from __future__ import annotations
+
+from rm_runtime.errors import RequestError, RewardModelError, ScoringError
+
+
+class ServingError(RewardModelError):
+    """Base of the server's own refusals. retry_after: seconds a client should wait, None = do not come back as is."""
+
+    status = 500
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BadBody(ServingError):
+    """The body is not JSON, or came in a form the server does not read."""
+
+    status = 400
+
+
+class Unauthorized(ServingError):
+    """No API key, or a wrong one."""
+
+    status = 401
+
+
+class UnknownModel(ServingError):
+    """No bundle of that name is served."""
+
+    status = 404
+
+
+class SlowBody(ServingError):
+    """The body did not come in time."""
+
+    status = 408
+
+
+class TooLarge(ServingError):
+    """More bytes, rows or tokens than one request may have."""
+
+    status = 413
+
+
+class QueueFull(ServingError):
+    """More rows or tokens wait than the server holds."""
+
+    status = 429
+
+
+class ClientGone(ServingError):
+    """The client hung up before it was answered; nobody reads this. 499 is nginx's number for it."""
+
+    status = 499
+
+
+class NotReady(ServingError):
+    """Bundles are being loaded, or the server is about to stop."""
+
+    status = 503
+
+
+class DeadlineExceeded(ServingError):
+    """The answer did not come in the time a request has."""
+
+    status = 504
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status an error is answered with: 422 for what the client wrote, 500 for what is ours."""
+    if isinstance(error, ServingError):
+        return error.status
+    return 422 if isinstance(error, (RequestError, ScoringError)) else 500

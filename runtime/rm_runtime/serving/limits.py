@@ -1,0 +1,30 @@
+"""What one request, and all that wait, may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server; beyond each is one HTTP status.
+
+    max_body_bytes: of one request (413). max_rows: prompts of one request (413). max_requests: being answered at once,
+    a thread each (429). max_queue_rows, max_queue_tokens: waiting for one bundle's engine (429); a request that is
+    larger than the empty queue is 413. body_seconds: for a body to come (408). timeout_seconds: from a request's head to its answer
+    (504). drain_seconds: for requests in work once the server is told to stop (503).
+    """
+
+    max_body_bytes: int = 16 * 2**20
+    max_rows: int = 1024
+    max_requests: int = 256
+    max_queue_rows: int = 8192
+    max_queue_tokens: int = 2**20
+    body_seconds: float = 30.0
+    timeout_seconds: float = 60.0
+    drain_seconds: float = 30.0
+
+    @property
+    def max_characters(self) -> int:
+        """Of one request's prompts once rendered: every answer has its question before it, which the body has once."""
+        return 4 * self.max_body_bytes

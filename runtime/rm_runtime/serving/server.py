@@ -1,0 +1,68 @@
+"""The process around the application: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from rm_runtime.serving.app import application
+from rm_runtime.serving.errors import ServingError
+from rm_runtime.serving.keys import ApiKeys
+from rm_runtime.serving.logs import log_event, log_to_stderr
+from rm_runtime.serving.service import Service
+
+
+def serve(service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what is in work. port: 0 = any that is free; the log says which.
+
+    Raises ServingError if the address cannot be had, and what loading a bundle raised.
+    """
+    log_to_stderr()
+    with listening(host, port) as listener:
+        log_event("listening", host=host, port=listener.getsockname()[1], keys=bool(keys))
+        server = DrainingServer(service, keys, log_prompts)
+        server.run(sockets=[listener])
+    if service.failure:
+        raise service.failure
+    log_event("stopped")
+
+
+class DrainingServer(uvicorn.Server):
+    """Stays reachable while it drains, so that clients are told 503 and not refused. A second signal ends that."""
+
+    def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool) -> None:
+        app = application(service, keys, self._stop, log_prompts)
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False))
+        self._service = service
+        self._draining: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is not None:
+            super().handle_exit(sig, frame)
+            return
+        self._draining = time.monotonic()  # and nothing more: a signal may come in the middle of anything
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn asks ten times a second whether to stop."""
+        if self._draining is not None:
+            self._service.drain()
+            late = time.monotonic() - self._draining > self._service.limits.drain_seconds
+            if late:
+                self._service.abandon()
+            self.should_exit |= late or not self._service.in_flight
+        return await super().on_tick(counter)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket of that address. Raises ServingError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ServingError(f"cannot listen on {host} port {port}: {error.strerror}; choose another") from None

@@ -1,0 +1,170 @@
+"""The bundles of a server, from loading to drain."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import numpy as np
+
+from rm_runtime.batching import run_rows
+from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.errors import RequestError
+from rm_runtime.serving.batcher import Batcher
+from rm_runtime.serving.errors import NotReady, QueueFull, UnknownModel
+from rm_runtime.serving.limits import Limits
+from rm_runtime.serving.logs import log_event
+from rm_runtime.serving.metrics import Metrics
+from rm_runtime.serving.ticket import QueuedRows, Ticket
+
+TURN_BATCHES = 4
+"""Batches of the engine in a turn: rows enough to be sorted by length and grouped by prefix, soon enough over for those
+who come in the meantime."""
+
+_STOP_SECONDS = 5.0
+"""For the engine's last batch: nobody waits for it any longer."""
+
+State = Literal["loading", "ready", "draining"]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A loaded bundle and the queue of its engine."""
+
+    name: str
+    model: Any
+    batcher: Batcher
+
+    def for_request(self, ticket: Ticket, **options: Any) -> Any:
+        """The model with the queue in its engine's place; it scores as the model itself does, after its turn.
+
+        options: RequestOptions fields that overrule the loaded ones.
+        """
+        model = copy.copy(self.model)
+        model.engine = QueuedRows(self.name, self.batcher, ticket)
+        model.options = dataclasses.replace(model.options, **options)
+        return model
+
+
+class Service:
+    """Bundles by name, the first is the default, and the requests in work.
+
+    open_model: a bundle's folder -> its model, as rm_runtime.load. `start` does that, and warms them up.
+    """
+
+    def __init__(
+        self, bundles: Mapping[str, Path], open_model: Callable[[Path], Any], limits: Limits | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.state: State = "loading"
+        self.names = tuple(bundles)
+        self.failure: Exception | None = None
+        self._bundles = dict(bundles)
+        self._open_model = open_model
+        self._models: dict[str, ServedModel] = {}
+        self._tickets: set[Ticket] = set()
+        self._pool = ThreadPoolExecutor(self.limits.max_requests, "request")
+
+    def start(self, failed: Callable[[], None]) -> None:
+        """Load in the background. failed: called when a bundle cannot be loaded; `failure` then says why."""
+
+        def work() -> None:
+            try:
+                for name, path in self._bundles.items():
+                    self._add(name, self._open_model(path))
+                    log_event("loaded", model=name, path=str(path))
+            except Exception as error:  # told by whoever runs the server
+                self.failure = error
+                failed()
+                return
+            if self.state == "loading":
+                self.state = "ready"
+                log_event("ready", models=list(self.names))
+
+        Thread(target=work, name="loading", daemon=True).start()
+
+    def _add(self, name: str, model: Any) -> None:
+        """Warm a model up and start its queue."""
+        pad, tokens, on_batch = model.bundle.manifest.pad_token_id, model.options.batch_tokens, self.metrics.batches(name)
+        _warm_up(model)
+        batcher = Batcher(
+            lambda rows: run_rows(engine, rows, pad, tokens, on_batch),
+            TURN_BATCHES * tokens,
+            self.limits,
+            self.metrics.queue_time(name),
+        )
+        engine = model.engine
+        self.metrics.watch(name, batcher)
+        self._models[name] = ServedModel(name, model, batcher)
+
+    def model(self, name: object = None) -> ServedModel:
+        """The model of that name, or the first. Raises RequestError, UnknownModel, or NotReady while it is loaded."""
+        if name is None:
+            name = self.names[0]
+        if not isinstance(name, str):
+            raise RequestError('"model" must be the name of a model')
+        if name not in self.names:
+            raise UnknownModel(f"no model {name!r} is served here; there is {', '.join(self.names)}")
+        if name not in self._models:
+            raise NotReady(f"{name} is being loaded", retry_after=1)
+        return self._models[name]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in work."""
+        return len(self._tickets)
+
+    def open_ticket(self) -> Ticket:
+        """Let a request in. Raises NotReady, or QueueFull if too many are in work."""
+        if self.state != "ready":
+            reason = "bundles are being loaded" if self.state == "loading" else "the server is stopping"
+            raise NotReady(reason, retry_after=1)
+        if self.in_flight >= self.limits.max_requests:
+            raise QueueFull(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
+        ticket = Ticket(self.limits.timeout_seconds)
+        self._tickets.add(ticket)
+        self.metrics.in_flight.set(self.in_flight)
+        return ticket
+
+    def close_ticket(self, ticket: Ticket) -> None:
+        """The request was answered."""
+        self._tickets.discard(ticket)
+        self.metrics.in_flight.set(self.in_flight)
+
+    def submit(self, work: Callable[[], Any]) -> Any:
+        """Run a request's work in a thread of its own; a concurrent.futures.Future of its result."""
+        return self._pool.submit(work)
+
+    def drain(self) -> None:
+        """Let no more requests in; those in work go on."""
+        if self.state != "draining":
+            log_event("draining", in_flight=self.in_flight)
+        self.state = "draining"
+
+    def abandon(self) -> None:
+        """Tell all that still wait that they will not be answered."""
+        for ticket in list(self._tickets):
+            ticket.end(NotReady("the server stopped before it came to this request", retry_after=1))
+
+    def close(self) -> None:
+        """Stop the queues and the threads."""
+        self.abandon()
+        end = time.monotonic() + _STOP_SECONDS
+        for served in self._models.values():
+            served.batcher.close(max(0.0, end - time.monotonic()))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _warm_up(model: Any) -> None:
+    """Open the graph of shared prefixes now, not while a client waits; `load` has run the other one."""
+    if isinstance(model.engine, SharedPrefixEngine):
+        ids = np.full((1, 2), model.bundle.manifest.pad_token_id, np.int64)
+        model.engine.run({"input_ids": ids, "attention_mask": np.ones_like(ids), "prefix_ids": ids})

@@ -1,0 +1,125 @@
+"""A server on loopback: in a thread over models of a test's own, or the command in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+PATIENCE = 30.0
+"""Seconds until a test gives up on something that has to happen."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """status, headers (names in lower case) and body of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Asks the server on that port, a connection a request."""
+
+    port: int
+    key: str | None = None
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Reply:
+        return self.ask("GET", path)
+
+    def post(self, path: str, document: Any) -> Reply:
+        return self.ask("POST", path, json.dumps(document).encode())
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def serving(models: Mapping[str, Any], keys: tuple[str, ...] = (), **limits: Any) -> Iterator[Client]:
+    """Serve loaded models, by name, in this process. A model that is a function is called when it is to be loaded."""
+    from rm_runtime.serving.keys import ApiKeys
+    from rm_runtime.serving.limits import Limits
+    from rm_runtime.serving.server import DrainingServer, listening
+    from rm_runtime.serving.service import Service
+
+    def open_model(path: Path) -> Any:
+        model = models[path.name]
+        return model() if callable(model) else model
+
+    service = Service({name: Path(name) for name in models}, open_model, Limits(**limits))
+    with listening("127.0.0.1", 0) as listener:
+        server = DrainingServer(service, ApiKeys(keys), log_prompts=False)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            eventually(lambda: server.started)
+            if not any(callable(model) for model in models.values()):
+                eventually(lambda: service.state == "ready")
+            yield Client(listener.getsockname()[1], *keys[:1])
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def served_process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Client, list[str]]]:
+    """`rm-runtime serve` with these arguments: the process, a client once it is ready, its log so far."""
+    packages = (str(TESTS.parent / name) for name in ("export", "calibration", "runtime"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from rm_runtime.cli import main; sys.exit(main())", "serve", *arguments]
+        + ["--port", "0", "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*packages, str(TESTS)]), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    reading = threading.Thread(target=lambda stream: lines.extend(stream), args=[process.stderr], daemon=True)
+    reading.start()
+    try:
+        eventually(lambda: lines)
+        client = Client(json.loads(lines[0])["port"], environment.get("RM_RUNTIME_API_KEYS"))
+        eventually(lambda: client.get("/health").status == 200)
+        yield process, client, lines
+    finally:
+        process.kill()
+        process.wait()
+        reading.join()
+        process.stderr.close()

@@ -1,0 +1,199 @@
+"""The queue: order, bounds, cancellation, failures, end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from rm_runtime.errors import EngineError
+from rm_runtime.serving.batcher import Batcher
+from rm_runtime.serving.errors import ClientGone, DeadlineExceeded, NotReady, QueueFull, TooLarge
+from rm_runtime.serving.limits import Limits
+from rm_runtime.serving.ticket import QueuedRows, Ticket
+from served import PATIENCE, eventually
+
+Rows = Sequence[NDArray[np.int64]]
+
+
+class Engine:
+    """Scores a row by the sum of its ids, once it is let; remembers its turns. A row that holds 13 is its end."""
+
+    def __init__(self) -> None:
+        self.turns: list[list[int]] = []
+        self.let = threading.Event()
+
+    def run(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        self.turns.append([int(row[0]) for row in rows])
+        assert self.let.wait(PATIENCE)
+        if any(13 in row for row in rows):
+            raise EngineError("out of memory")
+        return {"score": np.array([row.sum() for row in rows], np.float32), "many": np.array([[*row[:1]] * 3 for row in rows])}
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def batcher(engine: Engine) -> Iterator[Batcher]:
+    """Turns of four ids; ten rows and forty ids may wait. Its engine is held up by a first row of a 0."""
+    made = Batcher(engine.run, 4, Limits(max_queue_rows=10, max_queue_tokens=40), lambda seconds: None)
+    made.submit(rows(0))
+    eventually(lambda: engine.turns)
+    yield made
+    engine.let.set()
+    made.close(PATIENCE)
+
+
+def rows(*first: int, length: int = 1) -> Rows:
+    return [np.full(length, number, np.int64) for number in first]
+
+
+def test_a_request_of_one_row_waits_for_one_turn_of_a_bulk_request(engine: Engine, batcher: Batcher) -> None:
+    bulk = batcher.submit(rows(1, 2, 3, 4, 5, 6, 7, 8))
+    one = batcher.submit(rows(100))
+    engine.let.set()
+    assert one.future.result(PATIENCE)["score"].tolist() == [100]
+    assert bulk.future.result(PATIENCE)["score"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert engine.turns == [[0], [1, 100, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_requests_take_turns_in_every_turn(engine: Engine, batcher: Batcher) -> None:
+    jobs = [batcher.submit(rows(*numbers)) for numbers in ((1, 2, 3), (11, 12), (21, 22, 23))]
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    assert engine.turns[1:] == [[1, 11, 21, 2], [12, 22, 3, 23]]
+
+
+def test_a_row_longer_than_a_turn_is_run_alone(engine: Engine, batcher: Batcher) -> None:
+    jobs = [batcher.submit(rows(1)), batcher.submit(rows(2, length=9)), batcher.submit(rows(3))]
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    assert engine.turns[1:] == [[1], [2], [3]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> None:
+    batcher.submit(rows(*range(9)))
+    with pytest.raises(QueueFull) as full:
+        batcher.submit(rows(1, 2))
+    assert full.value.retry_after == 1
+    batcher.submit(rows(1))
+    with pytest.raises(QueueFull):
+        batcher.submit(rows(1))
+
+
+def test_ids_that_wait_are_bounded_too(batcher: Batcher) -> None:
+    batcher.submit(rows(1, length=39))
+    with pytest.raises(QueueFull):
+        batcher.submit(rows(1, length=2))
+
+
+@pytest.mark.parametrize("too_much", [rows(*range(11)), rows(1, length=41)])
+def test_what_does_not_fit_the_empty_queue_is_too_large(batcher: Batcher, too_much: Rows) -> None:
+    with pytest.raises(TooLarge):
+        batcher.submit(too_much)
+
+
+def test_a_later_round_of_a_request_is_let_into_a_full_queue(engine: Engine, batcher: Batcher) -> None:
+    ticket = Ticket(PATIENCE)
+    queued = QueuedRows("model", batcher, ticket)
+    first = threading.Thread(target=lambda: queued.run_rows(rows(1)))
+    first.start()
+    eventually(lambda: batcher.waiting_rows == 1)
+    engine.let.set()
+    first.join(PATIENCE)
+    engine.let.clear()
+    batcher.submit(rows(0))
+    eventually(lambda: batcher.waiting_rows == 0)
+    batcher.submit(rows(*range(10)))
+    second: list[Any] = []
+    thread = threading.Thread(target=lambda: second.append(queued.run_rows(rows(5))))
+    thread.start()
+    eventually(lambda: batcher.waiting_rows == 11)
+    engine.let.set()
+    thread.join(PATIENCE)
+    assert second[0]["score"].tolist() == [5]
+
+
+def test_a_withdrawn_request_leaves_the_queue(engine: Engine, batcher: Batcher) -> None:
+    gone, stays = batcher.submit(rows(1, 2, 3)), batcher.submit(rows(4))
+    batcher.withdraw(gone, ClientGone("gone"))
+    assert (batcher.waiting_rows, batcher.waiting_tokens) == (1, 1)
+    engine.let.set()
+    assert stays.future.result(PATIENCE)["score"].tolist() == [4]
+    assert engine.turns == [[0], [4]]
+    with pytest.raises(ClientGone):
+        gone.future.result(0)
+
+
+def test_a_request_that_ends_before_it_asks_is_never_queued(batcher: Batcher) -> None:
+    ticket = Ticket(PATIENCE)
+    ticket.end(ClientGone("gone"))
+    with pytest.raises(ClientGone):
+        QueuedRows("model", batcher, ticket).run_rows(rows(1))
+    assert batcher.waiting_rows == 0
+
+
+def test_a_request_past_its_deadline_leaves_the_queue(batcher: Batcher) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"0\.01 seconds"):
+        QueuedRows("model", batcher, Ticket(0.01)).run_rows(rows(1))
+    assert batcher.waiting_rows == 0
+
+
+def test_the_rows_of_one_request_that_break_the_engine_do_not_fail_its_neighbours(
+    engine: Engine, batcher: Batcher
+) -> None:
+    bad, good = batcher.submit(rows(1, 13)), batcher.submit(rows(2))
+    engine.let.set()
+    assert good.future.result(PATIENCE)["score"].tolist() == [2]
+    with pytest.raises(EngineError, match="out of memory"):
+        bad.future.result(PATIENCE)
+    assert batcher.submit(rows(5)).future.result(PATIENCE)["score"].tolist() == [5], "the queue lives on"
+
+
+def test_equal_rows_of_a_request_run_once(engine: Engine, batcher: Batcher) -> None:
+    engine.let.set()
+    outputs = QueuedRows("model", batcher, Ticket(PATIENCE)).run_rows(rows(7, 8, 7))
+    assert outputs["score"].tolist() == [7, 8, 7]
+    assert engine.turns[1:] == [[7, 8]]
+
+
+def test_close_runs_what_waits_and_lets_nothing_in(engine: Engine, batcher: Batcher) -> None:
+    waiting = batcher.submit(rows(1, 2, 3, 4, 5))
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    with pytest.raises(NotReady):
+        while True:
+            batcher.withdraw(batcher.submit(rows(9)), ClientGone("gone"))
+    engine.let.set()
+    assert waiting.future.result(PATIENCE)["score"].tolist() == [1, 2, 3, 4, 5]
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(1, 12))
+def test_every_request_gets_its_own_outputs_and_the_queue_is_empty_after(requests: list[list[int]], turn: int) -> None:
+    engine = Engine()
+    engine.let.set()
+    batcher = Batcher(engine.run, turn, Limits(), lambda seconds: None)
+    jobs = [
+        batcher.submit([np.full(length, 100 * number + place, np.int64) for place, length in enumerate(lengths)])
+        for number, lengths in enumerate(requests)
+    ]
+    for number, (job, lengths) in enumerate(zip(jobs, requests, strict=True)):
+        outputs = job.future.result(PATIENCE)
+        assert outputs["score"].tolist() == [length * (100 * number + place) for place, length in enumerate(lengths)]
+        assert outputs["many"].tolist() == [[100 * number + place] * 3 for place in range(len(lengths))]
+    batcher.close(PATIENCE)
+    assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
