@@ -98,24 +98,38 @@ def serving(models: Mapping[str, Any], keys: tuple[str, ...] = (), **limits: Any
     assert not thread.is_alive()
 
 
-@contextlib.contextmanager
-def served_process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Client, list[str]]]:
-    """`rm-runtime serve` with these arguments: the process, a client once it is ready, its log so far."""
+def environment() -> dict[str, str]:
+    """Of a process that imports these packages."""
     packages = (str(TESTS.parent / name) for name in ("export", "calibration", "runtime"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*packages, str(TESTS)])}
+
+
+@contextlib.contextmanager
+def served_process(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], Client, list[str]]]:
+    """`rm-runtime serve` with these arguments: the process, a client once it is ready, its log so far."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from rm_runtime.cli import main; sys.exit(main())", "serve", *arguments]
-        + ["--port", "0", "--threads", "1"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*packages, str(TESTS)]), **environment},
+        [
+            sys.executable,
+            "-c",
+            "import sys; from rm_runtime.cli import main; sys.exit(main())",
+            "serve",
+            "--port",
+            "0",
+            "--threads",
+            "1",
+            *arguments,
+        ],
+        env={**environment(), **variables},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
     lines: list[str] = []
-    reading = threading.Thread(target=lambda stream: lines.extend(stream), args=[process.stderr], daemon=True)
+    reading = threading.Thread(target=lines.extend, args=[process.stderr], daemon=True)
     reading.start()
     try:
         eventually(lambda: lines)
-        client = Client(json.loads(lines[0])["port"], environment.get("RM_RUNTIME_API_KEYS"))
+        client = Client(json.loads(lines[0])["port"], variables.get("RM_RUNTIME_API_KEYS"))
         eventually(lambda: client.get("/health").status == 200)
         yield process, client, lines
     finally:

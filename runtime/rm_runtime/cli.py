@@ -40,7 +40,7 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
     """The argument and options of a command that turns lines into lines."""
     readable = click.Path(exists=True, allow_dash=True)
     writable = click.Path(allow_dash=True)
-    options = [
+    options: list[Callable[..., Any]] = [
         click.argument("bundle", type=click.Path(path_type=Path)),
         click.option("-i", "--input", "source", type=readable, default=_STREAM, metavar="F|FOLDER|-", help=_INPUT_HELP),
         click.option("-o", "--output", type=writable, default=_STREAM, metavar="F|FOLDER|-", help=_OUTPUT_HELP),

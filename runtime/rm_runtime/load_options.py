@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -17,9 +16,7 @@ _OPTIONS = (
         show_default=True,
         help="auto: the installed one that is fastest for this CPU and bundle.",
     ),
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant."
-    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Default: all cores that affinity and CPU quota grant."),
     click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for."),
     click.option(
         "--batch-tokens",
@@ -49,7 +46,7 @@ _OPTIONS = (
 )
 
 
-def with_load_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_load_options(command: Callable[..., int]) -> Callable[..., int]:
     """The command with these options, first to last as they stand here."""
     for option in reversed(_OPTIONS):
         command = option(command)

@@ -19,13 +19,13 @@ from rm_runtime.json_requests import parse_json, to_json
 from rm_runtime.serving.call import Answer, Call
 from rm_runtime.serving.endpoints import kserve
 from rm_runtime.serving.errors import (
-    BadBody,
-    ClientGone,
-    NotReady,
+    BadBodyError,
+    ClientGoneError,
+    NotReadyError,
     ServingError,
-    SlowBody,
-    TooLarge,
-    Unauthorized,
+    SlowBodyError,
+    TooLargeError,
+    UnauthorizedError,
     status_of,
 )
 from rm_runtime.serving.keys import ApiKeys
@@ -61,7 +61,7 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
 
     async def ready(_: Request) -> Response:
         if service.state != "ready":
-            raise NotReady(f"the server is {service.state}", retry_after=1)
+            raise NotReadyError(f"the server is {service.state}", retry_after=1)
         return JSONResponse({"ready": True})
 
     async def live(_: Request) -> Response:
@@ -106,61 +106,54 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
 
 
 def _observed(path: str, handler: Handler, service: Service, keys: ApiKeys) -> Handler:
-    """The handler behind the key check; its errors become answers, and all is counted under its route."""
+    """The handler behind the key check; its errors become answers, and all is counted and logged under its route."""
 
     async def endpoint(request: Request) -> Response:
         started = time.monotonic()
+        error_type = None
         try:
             if path not in OPEN_ROUTES and not keys.allow(request.headers.get("authorization")):
-                raise Unauthorized("this server needs an API key; send it as Authorization: Bearer KEY")
+                raise UnauthorizedError("this server needs an API key; send it as Authorization: Bearer KEY")
             response = await handler(request)
         except Exception as error:
+            error_type = type(error).__name__
             response = _error_response(error)
-            service.metrics.errors.labels(type(error).__name__).inc()
+            service.metrics.errors.labels(error_type).inc()
         if service.state == "draining":
             response.headers["connection"] = "close"  # no client may think that it can come back here
+        seconds = time.monotonic() - started
         service.metrics.requests.labels(path, response.status_code).inc()
-        service.metrics.seconds.labels(path).observe(time.monotonic() - started)
+        service.metrics.seconds.labels(path).observe(seconds)
+        if request.method == "POST":
+            known = getattr(request.state, "log", {})
+            took = round(1000 * seconds, 1)
+            log_event("request", route=path, status=response.status_code, error=error_type, milliseconds=took, **known)
         return response
 
     return endpoint
 
 
 def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handler:
-    """Reads a body, answers it in a thread, logs what became of it."""
+    """Reads a body and answers it in a thread. request.state.log: what the log says of it."""
 
     async def handler(request: Request) -> Response:
-        started = time.monotonic()
         ticket = service.open_ticket()
         call = Call(service, ticket, dict(request.path_params))
-        text: bytes = b""
-        failure: Exception | None = None
+        text = b""
         try:
             text = await _body(request, service.limits.max_body_bytes, service.limits.body_seconds)
             return Response(await _answered(request, call, text, answer), media_type="application/json")
-        except Exception as error:
-            failure = error
-            raise
         finally:
             service.close_ticket(ticket)
-            log_event(
-                "request",
-                path=request.url.path,
-                model=call.model_name,
-                status=status_of(failure) if failure else 200,
-                error=type(failure).__name__ if failure else None,
-                rows=ticket.rows,
-                body_bytes=len(text),
-                milliseconds=round(1000 * (time.monotonic() - started), 1),
-                body=text.decode("utf-8", "replace") if log_prompts else None,
-                reason=str(failure) if failure and log_prompts else None,
-            )
+            request.state.log = {"model": call.model_name, "rows": ticket.rows, "body_bytes": len(text)}
+            if log_prompts:
+                request.state.log["body"] = text.decode("utf-8", "replace")
 
     return handler
 
 
 async def _body(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises TooLarge, SlowBody, ClientGone."""
+    """The whole body. Raises TooLargeError, SlowBodyError, ClientGoneError."""
     pieces: list[bytes] = []
     size = int(request.headers.get("content-length", 0))
     try:
@@ -173,11 +166,11 @@ async def _body(request: Request, limit: int, seconds: float) -> bytes:
                         break
                     pieces.append(piece)
     except TimeoutError:
-        raise SlowBody(f"the body did not come within {seconds:g} seconds") from None
+        raise SlowBodyError(f"the body did not come within {seconds:g} seconds") from None
     except ClientDisconnect:
-        raise ClientGone("the client hung up before its body was read") from None
+        raise ClientGoneError("the client hung up before its body was read") from None
     if size > limit:
-        raise TooLarge(f"the body has {size} bytes or more, {limit} is the limit; send fewer rows at once")
+        raise TooLargeError(f"the body has {size} bytes or more, {limit} is the limit; send fewer rows at once")
     return b"".join(pieces)
 
 
@@ -186,11 +179,11 @@ async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -
 
     def work() -> bytes:
         if "inference-header-content-length" in request.headers:
-            raise BadBody("binary tensors are not supported; send the tensors' data as JSON (binary_data=False)")
+            raise BadBodyError("binary tensors are not supported; send the tensors' data as JSON (binary_data=False)")
         try:
             document = parse_json(text)
         except RequestError as error:
-            raise BadBody(f"the body is {error}" if str(error).startswith("not ") else str(error)) from None
+            raise BadBodyError(f"the body is {error}" if str(error).startswith("not ") else str(error)) from None
         reply = answer(document, call)
         try:
             return to_json(reply).encode("utf-8")
@@ -202,8 +195,9 @@ async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -
     try:
         await asyncio.wait({future, hung_up}, return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
-            call.ticket.end(ClientGone("the client hung up before it was answered"))
-        return await future
+            call.ticket.end(ClientGoneError("the client hung up before it was answered"))
+        reply: bytes = await future
+        return reply
     finally:
         hung_up.cancel()
 
@@ -224,9 +218,9 @@ def _error_response(error: Exception) -> Response:
         document["error"] = "the server has a defect; its log has more"
     if isinstance(error, ServingError) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
-    if isinstance(error, Unauthorized):
+    if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, SlowBody):
+    if isinstance(error, SlowBodyError):
         headers["connection"] = "close"
     return Response(to_json(document), status_of(error), headers, "application/json")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rm_runtime.engines.protocol import Arrays
 from rm_runtime.errors import EngineError, RewardModelError
-from rm_runtime.serving.errors import NotReady, QueueFull, TooLarge
+from rm_runtime.serving.errors import NotReadyError, QueueFullError, TooLargeError
 from rm_runtime.serving.limits import Limits
 
 Rows = Sequence[NDArray[np.int64]]
@@ -71,22 +71,23 @@ class Batcher:
     def submit(self, rows: Rows, admitted: bool = False) -> Job:
         """Put rows into the queue. admitted: of a request whose earlier rows were let in, so these are, too.
 
-        Raises TooLarge if they do not fit the empty queue, QueueFull if they do not fit now, NotReady after `close`.
+        Raises TooLargeError if they do not fit the empty queue, QueueFullError if they do not fit now, NotReadyError
+        after `close`.
         """
         job = Job(rows, time.monotonic(), missing=len(rows))
         tokens, limits = job.tokens_left(), self._limits
         if tokens > limits.max_queue_tokens or len(rows) > limits.max_queue_rows:
-            raise TooLarge(
+            raise TooLargeError(
                 f"the request has {tokens} tokens in {len(rows)} rows; {limits.max_queue_tokens} tokens and "
                 f"{limits.max_queue_rows} rows fit the queue; send less at once"
             )
         with self._changed:
             if self._closed:
-                raise NotReady("the server is stopping", retry_after=1)
+                raise NotReadyError("the server is stopping", retry_after=1)
             full = self.waiting_rows + len(rows) > limits.max_queue_rows
             if not admitted and (full or self.waiting_tokens + tokens > limits.max_queue_tokens):
                 seconds = max(1, math.ceil(self.waiting_tokens * self._seconds_per_token))
-                raise QueueFull(f"{self.waiting_rows} rows are waiting; try again later", retry_after=seconds)
+                raise QueueFullError(f"{self.waiting_rows} rows are waiting; try again later", retry_after=seconds)
             self._jobs.append(job)
             self._count(len(rows), tokens)
             self._changed.notify()

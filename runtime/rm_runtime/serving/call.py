@@ -27,7 +27,7 @@ class Call:
         return self.service.limits
 
     def model(self, name: object = None, **options: Any) -> Any:
-        """The model of that name, or of the route, or the default; its rows wait their turn under this call's ticket."""
+        """The model of that name, or of the route, or the default; its rows wait their turn under the call's ticket."""
         served = self.service.model(self.path.get("model") if name is None else name)
         self.model_name = served.name
         return served.for_request(self.ticket, **options)

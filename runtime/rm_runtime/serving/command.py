@@ -24,7 +24,11 @@ _DEFAULTS = Limits()
     help="API keys, one a line. Also read from the environment, RM_RUNTIME_API_KEYS. Default: nobody needs one.",
 )
 @click.option(
-    "--max-body-bytes", type=click.IntRange(min=1), default=_DEFAULTS.max_body_bytes, show_default=True, help="Else 413."
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.max_body_bytes,
+    show_default=True,
+    help="Else 413.",
 )
 @click.option(
     "--max-rows", type=click.IntRange(min=1), default=_DEFAULTS.max_rows, show_default=True, help="A request. Else 413."

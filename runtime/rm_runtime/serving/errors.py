@@ -15,55 +15,55 @@ class ServingError(RewardModelError):
         self.retry_after = retry_after
 
 
-class BadBody(ServingError):
+class BadBodyError(ServingError):
     """The body is not JSON, or came in a form the server does not read."""
 
     status = 400
 
 
-class Unauthorized(ServingError):
+class UnauthorizedError(ServingError):
     """No API key, or a wrong one."""
 
     status = 401
 
 
-class UnknownModel(ServingError):
+class UnknownModelError(ServingError):
     """No bundle of that name is served."""
 
     status = 404
 
 
-class SlowBody(ServingError):
+class SlowBodyError(ServingError):
     """The body did not come in time."""
 
     status = 408
 
 
-class TooLarge(ServingError):
+class TooLargeError(ServingError):
     """More bytes, rows or tokens than one request may have."""
 
     status = 413
 
 
-class QueueFull(ServingError):
+class QueueFullError(ServingError):
     """More rows or tokens wait than the server holds."""
 
     status = 429
 
 
-class ClientGone(ServingError):
+class ClientGoneError(ServingError):
     """The client hung up before it was answered; nobody reads this. 499 is nginx's number for it."""
 
     status = 499
 
 
-class NotReady(ServingError):
+class NotReadyError(ServingError):
     """Bundles are being loaded, or the server is about to stop."""
 
     status = 503
 
 
-class DeadlineExceeded(ServingError):
+class DeadlineError(ServingError):
     """The answer did not come in the time a request has."""
 
     status = 504

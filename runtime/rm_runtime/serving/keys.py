@@ -1,4 +1,4 @@
-"""API keys: read from a file or the environment, never from the command line, where every user of a machine sees them."""
+"""API keys: from a file or the environment, never from the command line, which every user of a machine sees."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ class Limits:
 
     max_body_bytes: of one request (413). max_rows: prompts of one request (413). max_requests: being answered at once,
     a thread each (429). max_queue_rows, max_queue_tokens: waiting for one bundle's engine (429); a request that is
-    larger than the empty queue is 413. body_seconds: for a body to come (408). timeout_seconds: from a request's head to its answer
-    (504). drain_seconds: for requests in work once the server is told to stop (503).
+    larger than the empty queue is 413. body_seconds: for a body to come (408). timeout_seconds: from a request's
+    head to its answer (504). drain_seconds: for requests in work once the server is told to stop (503).
     """
 
-    max_body_bytes: int = 16 * 2**20
+    max_body_bytes: int = 4 * 2**20
     max_rows: int = 1024
     max_requests: int = 256
     max_queue_rows: int = 8192

@@ -46,7 +46,8 @@ class Metrics:
 
     def batches(self, model: str) -> Callable[[Mapping[str, NDArray[Any]]], None]:
         """What run_rows tells its batches. A shared prefix counts once, as it is computed."""
-        tokens, padding, rows = (metric.labels(model) for metric in (self._batch_tokens, self._padding, self._rows))
+        tokens, padding = self._batch_tokens.labels(model), self._padding.labels(model)
+        rows = self._rows.labels(model)
 
         def count(inputs: Mapping[str, NDArray[Any]]) -> None:
             mask = inputs["attention_mask"]

@@ -7,7 +7,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from rm_runtime.serving.errors import ClientGone, ServingError
+from rm_runtime.serving.errors import ClientGoneError, ServingError
 from rm_runtime.serving.routes import GET_ROUTES, POST_ROUTES
 
 _PATH_MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -15,7 +15,9 @@ _PATH_MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type
 
 def status_codes() -> dict[int, str]:
     """What each error status means: the errors' own words."""
-    codes = {error.status: _first_line(error) for error in ServingError.__subclasses__() if error is not ClientGone}
+    codes = {
+        error.status: _first_line(error) for error in ServingError.__subclasses__() if error is not ClientGoneError
+    }
     codes[422] = "A row cannot be tokenised or scored; the body says which, and why."
     codes[500] = "The engine failed, or the server has a defect; the log says more."
     return dict(sorted(codes.items()))
@@ -24,12 +26,18 @@ def status_codes() -> dict[int, str]:
 def openapi_document() -> dict[str, Any]:
     """OpenAPI 3.1: every route, with an example of each body."""
     errors = {
-        str(status): {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+        str(status): {
+            "description": text,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
         for status, text in status_codes().items()
     }
     paths: dict[str, Any] = {}
     for path, summary in GET_ROUTES.items():
-        described = {"summary": summary, "responses": {"200": {"description": "OK"}, "default": {"description": "Error"}}}
+        described = {
+            "summary": summary,
+            "responses": {"200": {"description": "OK"}, "default": {"description": "Error"}},
+        }
         paths[path] = {"get": {**described, **_parameters(path)}}
     for route in POST_ROUTES:
         body = {"schema": {"type": "object"}, "example": route.request}

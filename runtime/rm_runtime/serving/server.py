@@ -14,6 +14,9 @@ from rm_runtime.serving.keys import ApiKeys
 from rm_runtime.serving.logs import log_event, log_to_stderr
 from rm_runtime.serving.service import Service
 
+_STOP_SECONDS = 5
+"""After the drain, for bodies that still have not come."""
+
 
 def serve(service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is in work. port: 0 = any that is free; the log says which.
@@ -35,7 +38,16 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool) -> None:
         app = application(service, keys, self._stop, log_prompts)
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=_STOP_SECONDS,
+            )
+        )
         self._service = service
         self._draining: float | None = None
 
@@ -65,4 +77,5 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ServingError(f"cannot listen on {host} port {port}: {error.strerror}; choose another") from None
+        reason = str(error.strerror).partition(" (")[0]  # behind it Python repeats the address
+        raise ServingError(f"cannot listen on {host} port {port}: {reason}; choose another") from None

@@ -18,7 +18,7 @@ from rm_runtime.batching import run_rows
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.errors import RequestError
 from rm_runtime.serving.batcher import Batcher
-from rm_runtime.serving.errors import NotReady, QueueFull, UnknownModel
+from rm_runtime.serving.errors import NotReadyError, QueueFullError, UnknownModelError
 from rm_runtime.serving.limits import Limits
 from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.metrics import Metrics
@@ -93,7 +93,11 @@ class Service:
 
     def _add(self, name: str, model: Any) -> None:
         """Warm a model up and start its queue."""
-        pad, tokens, on_batch = model.bundle.manifest.pad_token_id, model.options.batch_tokens, self.metrics.batches(name)
+        pad, tokens, on_batch = (
+            model.bundle.manifest.pad_token_id,
+            model.options.batch_tokens,
+            self.metrics.batches(name),
+        )
         _warm_up(model)
         batcher = Batcher(
             lambda rows: run_rows(engine, rows, pad, tokens, on_batch),
@@ -106,15 +110,18 @@ class Service:
         self._models[name] = ServedModel(name, model, batcher)
 
     def model(self, name: object = None) -> ServedModel:
-        """The model of that name, or the first. Raises RequestError, UnknownModel, or NotReady while it is loaded."""
+        """The model of that name, or the first.
+
+        Raises RequestError for what is no name, UnknownModelError, or NotReadyError while it is loaded.
+        """
         if name is None:
             name = self.names[0]
         if not isinstance(name, str):
             raise RequestError('"model" must be the name of a model')
         if name not in self.names:
-            raise UnknownModel(f"no model {name!r} is served here; there is {', '.join(self.names)}")
+            raise UnknownModelError(f"no model {name!r} is served here; there is {', '.join(self.names)}")
         if name not in self._models:
-            raise NotReady(f"{name} is being loaded", retry_after=1)
+            raise NotReadyError(f"{name} is being loaded", retry_after=1)
         return self._models[name]
 
     @property
@@ -123,12 +130,12 @@ class Service:
         return len(self._tickets)
 
     def open_ticket(self) -> Ticket:
-        """Let a request in. Raises NotReady, or QueueFull if too many are in work."""
+        """Let a request in. Raises NotReadyError, or QueueFullError if too many are in work."""
         if self.state != "ready":
             reason = "bundles are being loaded" if self.state == "loading" else "the server is stopping"
-            raise NotReady(reason, retry_after=1)
+            raise NotReadyError(reason, retry_after=1)
         if self.in_flight >= self.limits.max_requests:
-            raise QueueFull(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
+            raise QueueFullError(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
         ticket = Ticket(self.limits.timeout_seconds)
         self._tickets.add(ticket)
         self.metrics.in_flight.set(self.in_flight)
@@ -152,7 +159,7 @@ class Service:
     def abandon(self) -> None:
         """Tell all that still wait that they will not be answered."""
         for ticket in list(self._tickets):
-            ticket.end(NotReady("the server stopped before it came to this request", retry_after=1))
+            ticket.end(NotReadyError("the server stopped before it came to this request", retry_after=1))
 
     def close(self) -> None:
         """Stop the queues and the threads."""

@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from rm_runtime.json_requests import RequestLine
-from rm_runtime.serving.errors import TooLarge
+from rm_runtime.serving.errors import TooLargeError
 from rm_runtime.serving.limits import Limits
 
 
 def check_sizes(family: str, requests: Sequence[RequestLine], limits: Limits) -> None:
-    """Raises TooLarge if the requests have more rows, or more text once rendered, than one may."""
+    """Raises TooLargeError if the requests have more rows, or more text once rendered, than one may."""
     rows = characters = 0
     for request in requests:
         answers = request.responses or []
         count = rows_of(family, len(answers)) if request.responses else 1
-        texts = sum(map(_characters, request.messages or ())) + len(request.source or "") + len(request.instruction or "")
+        texts = (
+            sum(map(_characters, request.messages or ())) + len(request.source or "") + len(request.instruction or "")
+        )
         rows += count
         characters += count * (texts + 2 * max(map(len, answers), default=0))
     check_rows(rows, limits)
     if characters > limits.max_characters:
-        raise TooLarge(
+        raise TooLargeError(
             f"its prompts have up to {characters} characters, {limits.max_characters} is the limit; send fewer at once"
         )
 
 
 def check_rows(rows: int, limits: Limits) -> None:
-    """Raises TooLarge for more rows than a request may have."""
+    """Raises TooLargeError for more rows than a request may have."""
     if rows > limits.max_rows:
-        raise TooLarge(f"the request makes {rows} prompts, {limits.max_rows} is the limit; send fewer at once")
+        raise TooLargeError(f"the request makes {rows} prompts, {limits.max_rows} is the limit; send fewer at once")
 
 
 def rows_of(family: str, answers: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rm_runtime.engines.protocol import Arrays
 from rm_runtime.serving.batcher import Batcher, Job, Rows
-from rm_runtime.serving.errors import DeadlineExceeded, ServingError
+from rm_runtime.serving.errors import DeadlineError, ServingError
 
 
 class Ticket:
@@ -29,7 +29,7 @@ class Ticket:
     def outputs_of(self, batcher: Batcher, rows: Rows) -> Arrays:
         """The outputs of rows, once the queue had its turn at them.
 
-        Raises what `Batcher.submit` raises, EngineError, DeadlineExceeded, and what `end` was given.
+        Raises what `Batcher.submit` raises, EngineError, DeadlineError, and what `end` was given.
         """
         if not rows:
             return {}
@@ -43,7 +43,7 @@ class Ticket:
         try:
             return job.future.result(max(0.0, self._deadline - time.monotonic()))
         except TimeoutError:
-            batcher.withdraw(job, DeadlineExceeded(f"not answered within {self._seconds:g} seconds"))
+            batcher.withdraw(job, DeadlineError(f"not answered within {self._seconds:g} seconds"))
             return job.future.result()
 
     def end(self, reason: ServingError) -> None:

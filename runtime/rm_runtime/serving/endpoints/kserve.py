@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_runtime.errors import RequestError, RewardModelError, ScoringError, UnscorableError
+from rm_runtime.errors import RequestError, ScoringError, UnscorableError, raise_if_asked
 from rm_runtime.json_requests import parse_json, to_json
 from rm_runtime.serving.call import Call, fields_of
 from rm_runtime.serving.endpoints.native import replies_to
@@ -104,13 +104,10 @@ def _flat(values: Any) -> Iterator[Any]:
 def _chat_outputs(tensor: dict[str, Any], model: Any, call: Call) -> dict[str, dict[str, Any]]:
     _, texts = _values(tensor, "BYTES", str, 1)
     documents = [_document(text) for text in texts]
-    bad = {row: document for row, document in enumerate(documents) if isinstance(document, RequestError)}
-    if bad:
-        raise ScoringError(bad, [None] * len(documents))
-    replies = replies_to(documents, model, call, lambda request: None)
-    errors = {row: reply for row, reply in enumerate(replies) if isinstance(reply, RewardModelError)}
-    if errors:
-        raise ScoringError(errors, [None if row in errors else reply for row, reply in enumerate(replies)])
+    read = [document for document in documents if not isinstance(document, RequestError)]
+    asked = iter(replies_to(read, model, call, lambda request: None))
+    replies = [document if isinstance(document, RequestError) else next(asked) for document in documents]
+    raise_if_asked(replies, "raise")
     answered = [reply for reply in replies if isinstance(reply, dict)]
     outputs = {"replies": _output("replies", "BYTES", [len(answered)], [to_json(reply) for reply in answered])}
     if all("score" in reply for reply in answered):
@@ -167,9 +164,12 @@ def _output(name: str, datatype: str, shape: list[int], values: list[Any]) -> di
 
 
 def _wanted(fields: dict[str, Any], outputs: dict[str, Any]) -> list[str]:
-    asked = fields.get("outputs") or [{"name": name} for name in outputs]
-    names = [output.get("name") if isinstance(output, dict) else None for output in asked] if isinstance(asked, list) else [None]
+    """Names of the outputs that are asked for, all of them unless the request says."""
+    asked = fields.get("outputs") or []
+    if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):
+        raise RequestError('"outputs" must be an array of objects with a name')
+    names = [str(output.get("name")) for output in asked] or list(outputs)
     for name in names:
-        if not isinstance(name, str) or name not in outputs:
+        if name not in outputs:
             raise RequestError(f"no output {name!r} here; there is {', '.join(outputs)}")
     return names

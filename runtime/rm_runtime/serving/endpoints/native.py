@@ -31,8 +31,10 @@ def compare(document: Any, call: Call) -> Any:
     return _answer(document, call, _needs_two)
 
 
-def replies_to(documents: list[Any], model: Any, call: Call, refusal: Callable[[RequestLine], str | None]) -> list[Reply]:
-    """The reply to each request, or why it has none. Raises TooLarge, and what is not one request's fault."""
+def replies_to(
+    documents: list[Any], model: Any, call: Call, refusal: Callable[[RequestLine], str | None]
+) -> list[Reply]:
+    """The reply to each request, or why it has none. Raises TooLargeError, and what is not one request's fault."""
     parsed = [_parsed(document, refusal) for document in documents]
     requests = [request for request in parsed if isinstance(request, RequestLine)]
     check_sizes(model.family, requests, call.limits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rm_runtime.errors import RequestError, RewardModelError, ScoringError
+from rm_runtime.errors import RequestError, RewardModelError, raise_if_asked
 from rm_runtime.json_requests import RequestLine, answer_requests
 from rm_runtime.serving.call import Call, fields_of, pointwise, switch_of, texts_of
 from rm_runtime.serving.sizes import check_rows, check_sizes
@@ -46,14 +46,16 @@ def predict(document: Any, call: Call) -> Any:
     raw = switch_of(fields, "raw_scores", False)
     rendered = [place for place, texts in enumerate(sequences) if len(texts) == 1]
     pairs = [place for place, texts in enumerate(sequences) if len(texts) == 2]
-    chats = [[{"role": "user", "content": query}, {"role": "assistant", "content": text}]
-             for query, text in (sequences[place] for place in pairs)]
-    results = dict(zip(rendered, model.score_rendered([sequences[place][0] for place in rendered], "return"), strict=True))
+    chats = [
+        [{"role": "user", "content": query}, {"role": "assistant", "content": text}]
+        for query, text in (sequences[place] for place in pairs)
+    ]
+    results = dict(
+        zip(rendered, model.score_rendered([sequences[place][0] for place in rendered], "return"), strict=True)
+    )
     results |= dict(zip(pairs, model.score(chats, "return"), strict=True))
-    errors = {place: result for place, result in sorted(results.items()) if isinstance(result, RewardModelError)}
-    if errors:
-        raise ScoringError(errors, [None if place in errors else results[place] for place in range(len(sequences))])
-    predictions = [[{"score": _scaled(results[place].score, raw), "label": "LABEL_0"}] for place in range(len(sequences))]
+    scores = raise_if_asked([results[place] for place in range(len(sequences))], "raise")
+    predictions = [[{"score": _scaled(score.score, raw), "label": "LABEL_0"}] for score in scores]
     return predictions if batched else predictions[0]
 
 

@@ -15,7 +15,7 @@ from rm_runtime.serving.sizes import check_rows
 
 
 def classify(document: Any, call: Call) -> Any:
-    """{"model", "input": "text" | [...]} or {"messages": [...]} -> {"data": [{"index", "label", "probs", ...}], ...}."""
+    """{"model", "input": "text" | [...]} or {"messages": [...]} -> {"data": [{"index", "probs", ...}], ...}."""
     from rm_runtime.families.pair_pm import sigmoid
 
     fields = fields_of(document)

@@ -1,0 +1,190 @@
+"""The bodies that clients of other servers send, and the answers that they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fake_models import answer_of, pair_pm, pointwise
+from rm_runtime.families.pair_pm import sigmoid
+from served import Client, serving
+
+QUESTION = [{"role": "user", "content": "How many?"}]
+MODEL = pointwise(lambda rendered: {"score": float(answer_of(rendered))})
+PAIRWISE = pair_pm(lambda a, b: (float(a), float(b)))
+
+
+def chat(answer: str) -> list[dict[str, str]]:
+    return [*QUESTION, {"role": "assistant", "content": answer}]
+
+
+def rendered(answer: str) -> str:
+    """What a trainer sends: the conversation, rendered."""
+    (prompt,) = MODEL._prompter.encode([chat(answer)])
+    assert not isinstance(prompt, Exception)
+    return prompt.text
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving({"rm": MODEL, "pm": PAIRWISE}) as running:
+        yield running
+
+
+def test_score_rank_and_compare_give_what_the_model_gives(client: Client) -> None:
+    assert client.post("/v1/score", {"messages": chat("5")}).json == MODEL.score([chat("5")])[0].as_json()
+    ranking = MODEL.rank(QUESTION, ["1", "3", "2"]).as_json()
+    assert client.post("/v1/rank", {"messages": QUESTION, "responses": ["1", "3", "2"]}).json == ranking
+    assert client.post("/v1/rank", {"messages": chat("5")}).status == 422
+    pair = {"model": "pm", "messages": QUESTION, "responses": ["1", "3"]}
+    direct = PAIRWISE.compare(QUESTION, "1", "3")
+    assert client.post("/v1/compare", pair).json == {
+        "ranks": [2, 1],
+        "scores": [direct.probability, 1 - direct.probability],
+        **direct.as_json(),
+    }
+    assert client.post("/v1/compare", {**pair, "responses": ["1", "2", "3"]}).status == 422
+
+
+def test_a_tournament_asks_in_rounds_and_ranks_as_the_model_does(client: Client) -> None:
+    answers = ["3", "1", "5", "2", "4"]
+    direct = PAIRWISE.rank(QUESTION, answers).as_json()
+    assert client.post("/v1/rank", {"model": "pm", "messages": QUESTION, "responses": answers}).json == direct
+
+
+def test_rerank_sorts_texts_as_text_embeddings_inference_does(client: Client) -> None:
+    body = {"query": "How many?", "texts": ["1", "3", "2"], "raw_scores": True}
+    ranked = [{"index": 1, "score": 3.0}, {"index": 2, "score": 2.0}, {"index": 0, "score": 1.0}]
+    assert client.post("/rerank", body).json == ranked
+    scaled = client.post("/rerank", {**body, "raw_scores": False, "return_text": True}).json
+    assert scaled[0] == {"index": 1, "score": sigmoid(3.0), "text": "3"}
+
+
+def test_predict_takes_a_text_a_pair_and_a_batch(client: Client) -> None:
+    for inputs in (rendered("4"), [rendered("4")], ["How many?", "4"]):
+        assert client.post("/predict", {"inputs": inputs, "raw_scores": True}).json == [
+            {"score": 4.0, "label": "LABEL_0"}
+        ]
+    batch = client.post("/predict", {"inputs": [["How many?", "1"], [rendered("2")]], "raw_scores": True}).json
+    assert batch == [[{"score": 1.0, "label": "LABEL_0"}], [{"score": 2.0, "label": "LABEL_0"}]]
+    assert client.post("/predict", {"inputs": ["How many?", "2"]}).json[0]["score"] == sigmoid(2.0)
+
+
+def test_predict_names_the_inputs_that_cannot_be_scored(client: Client) -> None:
+    refused = client.post("/predict", {"inputs": [["How many?", "1"], ["How many?", "NaN"], ["not rendered"]]})
+    assert refused.status == 422
+    assert [row["row"] for row in refused.json["rows"]] == [1, 2]
+
+
+def test_truncate_false_refuses_a_prompt_that_is_too_long(client: Client) -> None:
+    long = {"query": "How many? " * 4000, "texts": ["1"], "raw_scores": True}
+    refused = client.post("/rerank", {**long, "truncate": False})
+    assert (refused.status, "the limit is 4096" in refused.json["error"]) == (422, True)
+
+
+def test_classify_answers_as_vllm_does(client: Client) -> None:
+    answered = client.post("/classify", {"model": "rm", "input": [rendered("1"), rendered("2")]}).json
+    assert answered["object"] == "list"
+    assert answered["model"] == "rm"
+    assert [entry["probs"] for entry in answered["data"]] == [[sigmoid(1.0)], [sigmoid(2.0)]]
+    assert [(entry["index"], entry["num_classes"]) for entry in answered["data"]] == [(0, 1), (1, 1)]
+    assert answered["usage"]["prompt_tokens"] == sum(score.tokens for score in MODEL.score([chat("1"), chat("2")]))
+    messages = client.post("/classify", {"messages": chat("3"), "use_activation": False}).json
+    assert messages["data"][0]["probs"] == [3.0]
+
+
+def test_get_reward_answers_as_openrlhf_reads(client: Client) -> None:
+    queries = [rendered("1"), rendered("-2")]
+    answered = client.post("/get_reward", {"query": queries, "prompts": ["a", "b"], "labels": [None, None]})
+    assert answered.json == {"rewards": [1.0, -2.0], "scores": [1.0, -2.0]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/get_reward", {"query": ["x"]}),
+        ("/classify", {"input": "x"}),
+        ("/predict", {"inputs": ["a", "b"]}),
+        ("/v1/score", {"messages": chat("1")}),
+    ],
+)
+def test_a_model_that_compares_refuses_to_score_one_answer(client: Client, path: str, body: dict[str, Any]) -> None:
+    refused = client.post(path, {"model": "pm", **body})
+    assert (refused.status, "compares answers" in refused.json["error"]) == (422, True)
+
+
+def test_kserve_metadata_names_inputs_and_outputs(client: Client) -> None:
+    assert client.get("/v2").json["name"] == "rm-runtime"
+    metadata = client.get("/v2/models/rm").json
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["chats", "input_ids", "attention_mask"]
+    assert {"name": "score", "datatype": "FP32", "shape": [-1]} in metadata["outputs"]
+    assert client.get("/v2/models/rm/ready").status == 200
+    assert client.get("/v2/models/other").status == 404
+
+
+def chats(*requests: Any) -> dict[str, Any]:
+    data = [json.dumps(request) for request in requests]
+    return {"inputs": [{"name": "chats", "datatype": "BYTES", "shape": [len(data)], "data": data}]}
+
+
+def test_kserve_infers_chats(client: Client) -> None:
+    answered = client.post(
+        "/v2/models/rm/infer", {**chats({"messages": chat("1")}, {"messages": chat("2")}), "id": "7"}
+    )
+    assert answered.json["id"] == "7"
+    assert answered.json["model_name"] == "rm"
+    replies, score = answered.json["outputs"]
+    assert [json.loads(reply) for reply in replies["data"]] == [{"score": 1.0}, {"score": 2.0}]
+    assert score == {"name": "score", "datatype": "FP32", "shape": [2], "data": [1.0, 2.0]}
+    one = {**chats({"messages": chat("1")}), "outputs": [{"name": "score"}]}
+    assert [output["name"] for output in client.post("/v2/models/rm/infer", one).json["outputs"]] == ["score"]
+
+
+def test_kserve_names_the_chats_that_cannot_be_scored(client: Client) -> None:
+    body = chats({"messages": chat("1")}, {"messages": []})
+    body["inputs"][0]["data"].append("not JSON")
+    body["inputs"][0]["shape"] = [3]
+    refused = client.post("/v2/models/rm/infer", body)
+    assert refused.status == 422
+    assert [row["row"] for row in refused.json["rows"]] == [1, 2]
+
+
+def tensor(name: str, rows: list[list[int]]) -> dict[str, Any]:
+    return {"name": name, "datatype": "INT64", "shape": [len(rows), len(rows[0])], "data": rows}
+
+
+def test_kserve_infers_token_ids_with_their_padding(client: Client) -> None:
+    prompts = MODEL._prompter.encode([chat("1"), chat("2000")])
+    ids = [prompt.ids.tolist() for prompt in prompts if not isinstance(prompt, Exception)]
+    width = max(map(len, ids))
+    inputs = [
+        tensor("input_ids", [[*row, *[0] * (width - len(row))] for row in ids]),
+        tensor("attention_mask", [[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+    ]
+    (score,) = client.post("/v2/models/rm/infer", {"inputs": inputs}).json["outputs"]
+    assert score == {"name": "score", "datatype": "FP32", "shape": [2], "data": [1.0, 2000.0]}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([tensor("input_ids", [[10**6]])], "the tokenizer has not"),
+        ([tensor("input_ids", [[-1]])], "the tokenizer has not"),
+        ([tensor("input_ids", [[1] * 5000])], "more than 4096"),
+        ([tensor("input_ids", [[1, 2]]), tensor("attention_mask", [[0, 1]])], "padded on the right"),
+        ([tensor("input_ids", [[1, 2]]), tensor("attention_mask", [[0, 0]])], "no token"),
+        ([tensor("input_ids", [[1, 2]]), tensor("attention_mask", [[1]])], "shape of input_ids"),
+        ([{**tensor("input_ids", [[1, 2]]), "shape": [3, 2]}], "needs 6"),
+        ([{**tensor("input_ids", [[1, 2]]), "shape": [-1, -2]}], "2 numbers"),
+        ([{**tensor("input_ids", [[1]]), "data": ["x"]}], "no INT64"),
+        ([{**tensor("input_ids", [[1]]), "datatype": "FP32"}], "must be INT64"),
+        ([tensor("pixels", [[1]])], "send chats"),
+    ],
+)
+def test_kserve_refuses_ids_that_would_break_the_engine(client: Client, inputs: list[Any], reason: str) -> None:
+    refused = client.post("/v2/models/rm/infer", {"inputs": inputs})
+    assert refused.status == 422
+    assert reason in refused.json["error"]
