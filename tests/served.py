@@ -40,9 +40,10 @@ class Client:
     port: int
     key: str | None = None
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> Reply:
+    def ask(self, method: str, path: str, body: bytes | None = None, **more_headers: str) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        headers |= {name.replace("_", "-"): value for name, value in more_headers.items()}
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()

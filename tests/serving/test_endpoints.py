@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fake_models import answer_of, pair_pm, pointwise
@@ -188,3 +189,51 @@ def test_kserve_refuses_ids_that_would_break_the_engine(client: Client, inputs: 
     refused = client.post("/v2/models/rm/infer", {"inputs": inputs})
     assert refused.status == 422
     assert reason in refused.json["error"]
+
+
+def test_tritonclient_reads_metadata_and_infers_chats_and_ids(client: Client) -> None:
+    from tritonclient.http import InferenceServerClient, InferInput
+
+    triton = InferenceServerClient(f"127.0.0.1:{client.port}")
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("rm")
+    assert not triton.is_model_ready("other")
+    assert triton.get_model_metadata("rm")["name"] == "rm"
+    for binary in (True, False):
+        requests = np.array([json.dumps({"messages": chat(answer)}) for answer in ("1", "2")], np.object_)
+        texts = InferInput("chats", [2], "BYTES")
+        texts.set_data_from_numpy(requests, binary_data=binary)
+        inferred = triton.infer("rm", [texts])
+        assert inferred.as_numpy("score").tolist() == [1.0, 2.0]
+        assert [json.loads(reply) for reply in inferred.as_numpy("replies")] == [{"score": 1.0}, {"score": 2.0}]
+        (prompt,) = MODEL._prompter.encode([chat("3")])
+        assert not isinstance(prompt, Exception)
+        ids = InferInput("input_ids", [1, len(prompt.ids)], "INT64")
+        ids.set_data_from_numpy(prompt.ids[None], binary_data=binary)
+        assert triton.infer("rm", [ids]).as_numpy("score").tolist() == [3.0]
+    triton.close()
+
+
+BINARY = {"name": "chats", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}
+
+
+@pytest.mark.parametrize(
+    ("header_length", "datatype", "tail", "reason"),
+    [
+        ("10000", "BYTES", b"\x02\0\0\0{}", "the body has"),
+        ("x", "BYTES", b"\x02\0\0\0{}", "the body has"),
+        (None, "BYTES", b"\x02\0\0\0{", "5 bytes are left"),
+        (None, "BYTES", b"\x02\0\0\0{}{}", "2 bytes behind"),
+        (None, "BYTES", b"\x03\0\0\0{}", "longer than its tensor"),
+        (None, "BYTES", b"\x02\0\0\0\xff{", "not UTF-8"),
+        (None, "INT64", b"\x02\0\0\0{}", "no tensor of 'INT64'"),
+    ],
+)
+def test_binary_tensors_that_do_not_fit_are_400(
+    client: Client, header_length: str | None, datatype: str, tail: bytes, reason: str
+) -> None:
+    head = json.dumps({"inputs": [{**BINARY, "datatype": datatype}]}).encode()
+    length = header_length or str(len(head))
+    refused = client.ask("POST", "/v2/models/rm/infer", head + tail, inference_header_content_length=length)
+    assert (refused.status, reason in refused.json["error"]) == (400, True)

@@ -85,6 +85,7 @@ def test_too_many_requests_at_once_are_429(gate: Gate) -> None:
         ({"max_body_bytes": 1000}, chat("1" * 1000), "1000 is the limit"),
         ({"max_rows": 3}, {"messages": QUESTION, "responses": ["1"] * 4}, "makes 4 prompts, 3 is the limit"),
         ({"max_rows": 3}, {"requests": [chat("1")] * 4}, "makes 4 prompts"),
+        ({"max_rows": 3}, {"requests": ["not even a request"] * 4}, "makes 4 prompts"),
         ({"max_queue_tokens": 5}, chat("1"), "5 tokens"),
         (
             {"max_body_bytes": 5000},

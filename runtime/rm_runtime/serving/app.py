@@ -18,6 +18,7 @@ from rm_runtime.errors import RequestError, RewardModelError, ScoringError, Unsc
 from rm_runtime.json_requests import parse_json, to_json
 from rm_runtime.serving.call import Answer, Call
 from rm_runtime.serving.endpoints import kserve
+from rm_runtime.serving.endpoints.binary_tensors import HEADER, read_tensors
 from rm_runtime.serving.errors import (
     BadBodyError,
     ClientGoneError,
@@ -178,10 +179,9 @@ async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -
     """The answer's JSON; if the client hangs up meanwhile, its rows leave the queue."""
 
     def work() -> bytes:
-        if "inference-header-content-length" in request.headers:
-            raise BadBodyError("binary tensors are not supported; send the tensors' data as JSON (binary_data=False)")
+        header_length = request.headers.get(HEADER)
         try:
-            document = parse_json(text)
+            document = parse_json(text) if header_length is None else read_tensors(text, header_length)
         except RequestError as error:
             raise BadBodyError(f"the body is {error}" if str(error).startswith("not ") else str(error)) from None
         reply = answer(document, call)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 (KServe, Triton) over REST, without its binary tensor extension.
+"""The Open Inference Protocol v2 (KServe, Triton) over REST.
 
 Source: kserve/open-inference-protocol, inference_rest.md. A model takes either `chats`, BYTES [n], each the JSON of a
 /v1/score request, and gives `replies`, BYTES [n], and where every reply has one `score`, FP32 [n]; or `input_ids` and
@@ -103,6 +103,7 @@ def _flat(values: Any) -> Iterator[Any]:
 
 def _chat_outputs(tensor: dict[str, Any], model: Any, call: Call) -> dict[str, dict[str, Any]]:
     _, texts = _values(tensor, "BYTES", str, 1)
+    check_rows(len(texts), call.limits)
     documents = [_document(text) for text in texts]
     read = [document for document in documents if not isinstance(document, RequestError)]
     asked = iter(replies_to(read, model, call, lambda request: None))

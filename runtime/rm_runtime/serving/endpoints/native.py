@@ -13,7 +13,7 @@ from rm_runtime.errors import RequestError, RewardModelError, raise_if_asked
 from rm_runtime.json_requests import Reply, RequestLine, answer_requests, parse_request
 from rm_runtime.options import check_error_policy
 from rm_runtime.serving.call import Call, fields_of
-from rm_runtime.serving.sizes import check_sizes
+from rm_runtime.serving.sizes import check_rows, check_sizes
 
 
 def score(document: Any, call: Call) -> Any:
@@ -35,6 +35,7 @@ def replies_to(
     documents: list[Any], model: Any, call: Call, refusal: Callable[[RequestLine], str | None]
 ) -> list[Reply]:
     """The reply to each request, or why it has none. Raises TooLargeError, and what is not one request's fault."""
+    check_rows(len(documents), call.limits)
     parsed = [_parsed(document, refusal) for document in documents]
     requests = [request for request in parsed if isinstance(request, RequestLine)]
     check_sizes(model.family, requests, call.limits)
