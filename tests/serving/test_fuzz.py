@@ -1,0 +1,98 @@
+"""Whatever JSON is sent to whatever route: an answer or a reason, never a defect of ours, never a hang."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fake_models import answer_of, pair_pm, pointwise
+from rm_runtime.serving.routes import POST_ROUTES
+from served import Client, serving
+
+KEYS = st.sampled_from(
+    [
+        "messages",
+        "responses",
+        "model",
+        "requests",
+        "errors",
+        "input",
+        "candidates",
+        "instruction",
+        "query",
+        "texts",
+        "inputs",
+        "raw_scores",
+        "return_text",
+        "truncate",
+        "use_activation",
+        "outputs",
+        "name",
+        "shape",
+        "datatype",
+        "data",
+        "parameters",
+        "role",
+        "content",
+        "prompts",
+        "id",
+    ]
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["user", "assistant", "chats", "input_ids", "BYTES", "INT64", "rm", "pm", "return", "\ud800", "<|eot_id|>"]
+    ),
+)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=8)}
+)
+NEARLY_RIGHT = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["rm", "pm"]),
+        "messages": st.one_of(JSON, st.lists(MESSAGE, max_size=3)),
+        "responses": st.one_of(JSON, st.lists(st.text(max_size=4), max_size=3)),
+        "texts": st.one_of(JSON, st.lists(st.text(max_size=4), max_size=3)),
+        "query": st.one_of(JSON, st.text(max_size=4)),
+        "input": st.one_of(JSON, st.text(max_size=4)),
+        "inputs": JSON,
+        "raw_scores": JSON,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    pointwise_model = pointwise(lambda rendered: {"score": float(len(answer_of(rendered)))})
+    with serving({"rm": pointwise_model, "pm": pair_pm(lambda a, b: (float(len(a)), float(len(b))))}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", [route.path.format(model="rm") for route in POST_ROUTES])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=st.one_of(JSON, NEARLY_RIGHT))
+def test_any_json_is_answered_or_refused(client: Client, path: str, document: Any) -> None:
+    reply = client.ask("POST", path, json.dumps(document).encode())
+    assert reply.status in (200, 404, 413, 422), reply.body
+    assert reply.status == 200 or reply.json["error"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=60))
+def test_any_bytes_are_answered_or_refused(client: Client, body: bytes) -> None:
+    assert client.ask("POST", "/v1/score", body).status in (400, 422)
