@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fake_models import answer_of, pair_pm, pointwise
+from rm_runtime.serving.server import listening
 from served import PATIENCE, Client, Reply, eventually, serving
 
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -293,3 +294,10 @@ def test_the_openapi_document_has_every_route_and_every_example_is_understood(sc
     page = scoring.get("/docs").body.decode()
     assert "/v1/score" in page
     assert "http" not in page.replace("HTTP", ""), "the page needs nothing from elsewhere"
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY on such sockets only"

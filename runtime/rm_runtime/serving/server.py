@@ -72,10 +72,15 @@ class DrainingServer(uvicorn.Server):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket of that address. Raises ServingError if it cannot be had."""
+    """A socket that listens on that address. Raises ServingError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends without delay (TCP_NODELAY) only where the protocol is named, which socket.create_server does not
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # behind it Python repeats the address
-        raise ServingError(f"cannot listen on {host} port {port}: {reason}; choose another") from None
+        listener.close()
+        raise ServingError(f"cannot listen on {host} port {port}: {error.strerror}; choose another") from None
+    return listener
