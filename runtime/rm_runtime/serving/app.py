@@ -38,9 +38,7 @@ from rm_runtime.serving.service import Service
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def application(
-    service: Service, keys: ApiKeys, failed: Callable[[], None] = lambda: None, log_prompts: bool = False
-) -> Starlette:
+def application(service: Service, keys: ApiKeys, failed: Callable[[], None], log_prompts: bool) -> Starlette:
     """The application over a service, which it starts and closes. failed: as in Service.start."""
 
     @contextlib.asynccontextmanager
@@ -192,12 +190,12 @@ async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -
 
     future = asyncio.wrap_future(call.service.submit(work))
     hung_up = asyncio.ensure_future(_hung_up(request))
+    either: set[asyncio.Future[Any]] = {future, hung_up}
     try:
-        await asyncio.wait({future, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
             call.ticket.end(ClientGoneError("the client hung up before it was answered"))
-        reply: bytes = await future
-        return reply
+        return await future
     finally:
         hung_up.cancel()
 

@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ who come in the meantime."""
 _STOP_SECONDS = 5.0
 """For the engine's last batch: nobody waits for it any longer."""
 
+Result = TypeVar("Result")
 State = Literal["loading", "ready", "draining"]
 
 
@@ -93,19 +95,12 @@ class Service:
 
     def _add(self, name: str, model: Any) -> None:
         """Warm a model up and start its queue."""
-        pad, tokens, on_batch = (
-            model.bundle.manifest.pad_token_id,
-            model.options.batch_tokens,
-            self.metrics.batches(name),
-        )
         _warm_up(model)
-        batcher = Batcher(
-            lambda rows: run_rows(engine, rows, pad, tokens, on_batch),
-            TURN_BATCHES * tokens,
-            self.limits,
-            self.metrics.queue_time(name),
+        pad, tokens = model.bundle.manifest.pad_token_id, model.options.batch_tokens
+        run = partial(
+            run_rows, model.engine, pad_token_id=pad, batch_tokens=tokens, on_batch=self.metrics.batches(name)
         )
-        engine = model.engine
+        batcher = Batcher(run, TURN_BATCHES * tokens, self.limits, self.metrics.queue_time(name))
         self.metrics.watch(name, batcher)
         self._models[name] = ServedModel(name, model, batcher)
 
@@ -146,8 +141,8 @@ class Service:
         self._tickets.discard(ticket)
         self.metrics.in_flight.set(self.in_flight)
 
-    def submit(self, work: Callable[[], Any]) -> Any:
-        """Run a request's work in a thread of its own; a concurrent.futures.Future of its result."""
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run a request's work in a thread of its own."""
         return self._pool.submit(work)
 
     def drain(self) -> None:
@@ -165,7 +160,7 @@ class Service:
         """Stop the queues and the threads."""
         self.abandon()
         end = time.monotonic() + _STOP_SECONDS
-        for served in self._models.values():
+        for served in list(self._models.values()):
             served.batcher.close(max(0.0, end - time.monotonic()))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
