@@ -69,12 +69,12 @@ def compare_with_onnxruntime(
 def _errors(
     expected: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]], engine: str
 ) -> dict[str, tuple[float, float]]:
-    from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+    from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
     runs = RunResults()
     for name, outputs in ((REFERENCE, expected), (engine, measured)):
         runs.append((name, [IterationResult(dict(outputs), runner_name=name)]))
     with caught_log():
-        accuracy = Comparator.compare_accuracy(runs, compare_func=CompareFunc.simple(check_error_stat="max"))
+        accuracy = Comparator.compare_accuracy(runs, compare_func=SimpleCompareFunc(check_error_stat="max"))
     ((compared,),) = (results for of_function in accuracy for results in of_function.values())
     return {name: (float(result.max_absdiff), float(result.mean_absdiff)) for name, result in compared.items()}

@@ -295,3 +295,19 @@ def test_progress_is_that_of_tensorrts_own_monitor(exported: Path) -> None:
     assert progress.phases
     assert all(what.startswith("TensorRT: ") and total > 0 for what, total in progress.phases)
     assert progress.done == sum(total for _, total in progress.phases)
+
+
+def test_an_export_for_tensorrt_is_compiled_too_unless_told_not_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ["scalar", "--checkpoint", str(checkpoint), "--fp16", "--target", "tensorrt", "--max-length", "64"]
+    assert main([*export, "-o", str(tmp_path / "compiled")]) == 0
+    assert "plain engine: " in capsys.readouterr().out
+    assert {plan.graph for plan in open_bundle(tmp_path / "compiled", verify=True).manifest.engines} == {
+        "plain",
+        "prefix",
+    }
+    assert main([*export, "-o", str(tmp_path / "plain"), "--no-build-engine"]) == 0
+    assert open_bundle(tmp_path / "plain").manifest.engines == ()
+    assert main(["inspect", str(tmp_path / "compiled")]) == 0
+    assert "plain: tensorrt_rtx" in capsys.readouterr().out
