@@ -249,7 +249,7 @@ def test_only_causal_bundles_for_engines_of_any_length_have_the_graph(tmp_path: 
     encoder = export_checkpoint(open_checkpoint(checkpoints.pairrm(tmp_path / "pairrm")), tmp_path / "encoder")
     assert set(open_bundle(encoder).manifest.graphs) == {"plain"}
     decoder = open_checkpoint(checkpoints.grm(tmp_path / "grm"))
-    for target, roles in {"cpu": {"plain", "prefix"}, "tensorrt": {"plain"}}.items():
+    for target, roles in {"cpu": {"plain", "prefix"}, "tensorrt": {"plain", "prefix"}, "cuda": {"plain"}}.items():
         bundle = export_checkpoint(decoder, tmp_path / target, precision="fp16", target=target)
         assert set(open_bundle(bundle).manifest.graphs) == roles
 

@@ -15,7 +15,7 @@ import pytest
 import checkpoints
 from conversations import preference_groups
 from rm_calibration.conversations import Example
-from rm_export import proof, verify
+from rm_export import proof, publish, verify
 from rm_export.checkpoint import open_checkpoint
 from rm_export.errors import ExportError
 from rm_export.exporter import export_checkpoint
@@ -125,7 +125,8 @@ def test_the_bundle_can_be_loaded_after_every_single_write(
         open_bundle(bundle, verify=True)
 
     replace_file = proof.replace_file
-    monkeypatch.setattr(proof, "replace_file", replace_and_look)
+    for module in (proof, publish):
+        monkeypatch.setattr(module, "replace_file", replace_and_look)
     verified(tmp_path, examples[:3])  # other sizes than before
     assert writes == [MANIFEST_NAME, "parity.json", "parity.html", MANIFEST_NAME]
 
@@ -144,11 +145,13 @@ def test_a_killed_verification_leaves_a_bundle_that_can_be_verified_again(
         left[0] -= 1
         replace_file(path, content)
 
-    monkeypatch.setattr(proof, "replace_file", killed)
+    for module in (proof, publish):
+        monkeypatch.setattr(module, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
         verified(tmp_path, examples[:3])
     open_bundle(bundle, verify=True)
-    monkeypatch.setattr(proof, "replace_file", replace_file)
+    for module in (proof, publish):
+        monkeypatch.setattr(module, "replace_file", replace_file)
     assert open_bundle(bundle, verify=True).manifest.parity != verified(tmp_path, examples[:2]).summary()
     assert open_bundle(bundle, verify=True).manifest.parity is not None
 
@@ -165,16 +168,16 @@ def test_what_else_was_added_meanwhile_stays_listed(
     tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = exported(tmp_path)
-    publish = verify.publish
+    publish_parity = verify.publish_parity
 
     def add_and_publish(opened: Any, *arguments: Any) -> None:
         manifest = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))
         (bundle / "engine.plan").write_bytes(b"plan")
         manifest["files"]["engine.plan"] = {"size": 4, "sha256": sha256_of(bundle / "engine.plan")}
         (bundle / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
-        publish(opened, *arguments)
+        publish_parity(opened, *arguments)
 
-    monkeypatch.setattr(verify, "publish", add_and_publish)
+    monkeypatch.setattr(verify, "publish_parity", add_and_publish)
     verified(tmp_path, examples)
     assert "engine.plan" in open_bundle(bundle, verify=True).manifest.files
 
@@ -183,15 +186,15 @@ def test_a_bundle_that_was_replaced_meanwhile_keeps_its_own_manifest(
     tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = exported(tmp_path)
-    publish = verify.publish
+    publish_parity = verify.publish_parity
 
     def export_and_publish(*arguments: Any) -> None:
         other = open_checkpoint(checkpoints.scalar(tmp_path / "other", seed=1))
         export_checkpoint(other, bundle, family="scalar", force=True)
-        publish(*arguments)
+        publish_parity(*arguments)
 
-    monkeypatch.setattr(verify, "publish", export_and_publish)
-    with pytest.raises(ExportError, match="was replaced while it was verified"):
+    monkeypatch.setattr(verify, "publish_parity", export_and_publish)
+    with pytest.raises(ExportError, match="was replaced in the meantime"):
         verified(tmp_path, examples)
     assert open_bundle(bundle, verify=True).manifest.parity is None
 

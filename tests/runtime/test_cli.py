@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,8 @@ def test_a_reader_that_leaves_is_no_news(bundle: str) -> None:
 
 def test_an_interrupt_ends_quietly_with_status_130(bundle: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    run = process("score", bundle, "-o", str(output), stdin=subprocess.PIPE, start_new_session=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    run = process("score", bundle, "-o", str(output), stdin=subprocess.PIPE, start_new_session=True, preexec_fn=heard)
     deadline = time.monotonic() + 15
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
