@@ -7,9 +7,8 @@ up; only attention's sums over keys may be blocked otherwise. int8: no clear pre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +41,6 @@ TOLERANCE = 1e-5
 VOCABULARY = 80
 """Ids below this, and no special token, are ordinary text in every tiny vocabulary."""
 
-MAKERS: dict[str, Callable[[Path], Path]] = {
-    "armorm": checkpoints.armorm,
-    "grm": checkpoints.grm,
-    "pair-pm": checkpoints.pair_pm,
-    "dpa-rm": checkpoints.dpa_rm,
-    "scalar-qwen2": partial(checkpoints.scalar, backbone="qwen2"),
-    "scalar-qwen3": partial(checkpoints.scalar, backbone="qwen3"),
-    "scalar-gemma": partial(checkpoints.scalar, backbone="gemma"),
-    "scalar-gemma2": partial(checkpoints.scalar, backbone="gemma2", sliding_window=24),
-    "scalar-mistral": partial(checkpoints.scalar, backbone="mistral", sliding_window=24),
-}
 QUANTISATION = Quantisation(
     examples=default_conversations()[:8],
     options=CalibrationOptions(observer="minmax", alphas=(0.5,), max_flip_rate=1.0, threads=1),
@@ -69,9 +57,9 @@ class Exported:
     spread: dict[str, NDArray[np.float64]]
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=checkpoints.CAUSAL)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return open_checkpoint(MAKERS[request.param](tmp_path_factory.mktemp("prefix") / "checkpoint"))
+    return open_checkpoint(checkpoints.CAUSAL[request.param](tmp_path_factory.mktemp("prefix") / "checkpoint"))
 
 
 @pytest.fixture(scope="module")

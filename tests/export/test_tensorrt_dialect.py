@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -35,19 +34,7 @@ from rm_runtime.prompts import ChatPrompter
 
 FLOAT16_TOLERANCE, FLOAT32_TOLERANCE = 1e-2, 1e-5
 PREFIX = 15
-MAKERS: dict[str, Callable[[Path], Path]] = {
-    "armorm": checkpoints.armorm,
-    "grm": checkpoints.grm,
-    "pairrm": checkpoints.pairrm,
-    "pair-pm": checkpoints.pair_pm,
-    "dpa-rm": checkpoints.dpa_rm,
-    "scalar-qwen2": partial(checkpoints.scalar, backbone="qwen2"),
-    "scalar-qwen3": partial(checkpoints.scalar, backbone="qwen3"),
-    "scalar-gemma": partial(checkpoints.scalar, backbone="gemma"),
-    "scalar-gemma2": partial(checkpoints.scalar, backbone="gemma2", sliding_window=24),
-    "scalar-mistral": partial(checkpoints.scalar, backbone="mistral", sliding_window=24),
-}
-ROLES = [(name, role) for name in MAKERS for role in ("plain", "prefix") if (name, role) != ("pairrm", "prefix")]
+ROLES = [*((name, role) for name in checkpoints.CAUSAL for role in ("plain", "prefix")), ("pairrm", "plain")]
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,8 @@ class Case:
 @pytest.fixture(scope="module", params=ROLES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     name, role = request.param
-    checkpoint = open_checkpoint(MAKERS[name](tmp_path_factory.mktemp("dialect") / "checkpoint"))
+    make = checkpoints.CAUSAL.get(name, checkpoints.pairrm)
+    checkpoint = open_checkpoint(make(tmp_path_factory.mktemp("dialect") / "checkpoint"))
     plan = recognise(checkpoint).plan
     gate = plan(checkpoint, Options()).parameters.get("gate_pattern", [])
     rng = np.random.default_rng(0)
