@@ -39,7 +39,7 @@ ROUNDS, LONG_ROUNDS = 3, 2
 LONG_TOKENS = 5_000
 """Work of more tokens is repeated less often."""
 MIXED_CHATS = 48
-DECODER = {"int8": ("openvino", "onnxruntime")}
+DECODER = {"int8": ("openvino", "onnxruntime", "openvino-bf16")}
 ENCODER = {"int8": ("onnxruntime", "openvino", "openvino-bf16"), "fp32": ("onnxruntime", "openvino-bf16")}
 """Engines by precision. bfloat16 decides otherwise than the bundle: benchmarks/int8_quality.py tells how often."""
 

@@ -12,6 +12,7 @@ from rm_export.families import FAMILIES
 from rm_runtime.console import run_command
 
 if TYPE_CHECKING:
+    from rm_export.engine import EngineOptions
     from rm_export.quantisation import Quantisation
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4")
@@ -137,20 +138,21 @@ def _export(family: str, **arguments: Any) -> None:
         )
     click.echo(f"{family} bundle written to {output}; look at it: rm-export inspect {output}")
     if arguments["target"] == "tensorrt" and arguments["build_engine"]:
-        _build_engines(output)
+        from rm_export.engine import EngineOptions
+        from rm_runtime.engines.tensorrt_plans import installed_package
+
+        if installed_package() is None:
+            click.echo(f"no TensorRT is installed here; compile it where it will run: rm-export engine {output}")
+        else:
+            _build_engines(output, EngineOptions())
 
 
-def _build_engines(bundle: Path) -> None:
-    """Compile the new bundle where TensorRT is installed; else say how to."""
-    from rm_export.engine import EngineOptions, build_engines
+def _build_engines(bundle: Path, options: EngineOptions) -> None:
+    from rm_export.engine import build_engines
     from rm_export.progress import ConsoleProgress
-    from rm_runtime.engines.tensorrt_plans import installed_package
 
-    if installed_package() is None:
-        click.echo(f"no TensorRT is installed here; compile it where it will run: rm-export engine {bundle}")
-        return
     with ConsoleProgress() as progress:
-        plans = build_engines(bundle, EngineOptions(), progress)
+        plans = build_engines(bundle, options, progress)
     for plan in plans:
         click.echo(f"{plan.graph} engine: {bundle / plan.file}")
 
@@ -294,9 +296,8 @@ def engine(bundle: Path, listed: bool, print_trtexec: bool, **arguments: Any) ->
 
     For bundles exported with --target tensorrt. TensorRT needs the GPU it builds for; TensorRT-RTX builds without one.
     """
-    from rm_export.engine import EngineOptions, build_engines, require_tensorrt_target, trtexec_command
+    from rm_export.engine import EngineOptions, require_tensorrt_target, trtexec_command
     from rm_export.engine_profiles import parse_buckets
-    from rm_export.progress import ConsoleProgress
     from rm_runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
@@ -321,7 +322,4 @@ def engine(bundle: Path, listed: bool, print_trtexec: bool, **arguments: Any) ->
         for role in opened.manifest.graphs:
             click.echo(trtexec_command(opened, role, options))
         return
-    with ConsoleProgress() as progress:
-        plans = build_engines(bundle, options, progress)
-    for plan in plans:
-        click.echo(f"{plan.graph}: {bundle / plan.file}")
+    _build_engines(bundle, options)

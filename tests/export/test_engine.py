@@ -115,7 +115,7 @@ def test_a_bundle_with_engines_still_scores_in_onnx_runtime(built: Path) -> None
 def test_only_its_own_bundle_is_named_on_stdout(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["engine", str(bundle), "--shapes", "2x32"]) == 0
     assert capfd.readouterr().out.splitlines() == [
-        f"{role}: {bundle / FOLDER / f'{role}.plan'}" for role in ("plain", "prefix")
+        f"{role} engine: {bundle / FOLDER / f'{role}.plan'}" for role in ("plain", "prefix")
     ]
 
 

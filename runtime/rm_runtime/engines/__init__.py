@@ -32,15 +32,15 @@ Opener = Callable[[Bundle, int | None, str | None, str], Engine]
 class EngineRecord:
     """Where an engine is: our module and its function that opens a bundle's graph, its packages, their extra.
 
-    packages: any one of them will do. runs_from_file: weights that do not fit into memory once more stay in their
-    file, mapped.
+    packages: any one of them will do. one_copy: a second graph of the bundle takes no host memory that is not there:
+    weights that do not fit once more stay in their file, mapped, or they are on the GPU.
     """
 
     module: str
     opener: str
     packages: tuple[str, ...]
     extra: str
-    runs_from_file: bool
+    one_copy: bool
 
     def installed(self) -> bool:
         return any(find_spec(package) is not None for package in self.packages)
@@ -75,7 +75,7 @@ def open_engine(
     if engine == "auto":
         engine = chosen_engine(bundle, device)
     opener = _opener(engine)
-    fits = ENGINES[engine].runs_from_file or 2 * bundle.weight_bytes <= available_bytes()
+    fits = ENGINES[engine].one_copy or 2 * bundle.weight_bytes <= available_bytes()
     plain = opener(bundle, threads, device, "plain")
     if not share_prefixes or not fits or PREFIX_ROLE not in bundle.manifest.graphs:
         return plain

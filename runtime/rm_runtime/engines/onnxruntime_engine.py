@@ -17,7 +17,9 @@ from rm_runtime.engines.protocol import Arrays, Engine
 from rm_runtime.errors import EngineError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_CPU_PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4", "fp8")
+_CPU_PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+_CPU_RUNS = frozenset({*_CPU_PRECISIONS, "fp8"})
+"""float8 only in bundles for TensorRT, which run here where there is no GPU."""
 
 
 class OnnxRuntimeEngine:
@@ -43,7 +45,7 @@ def open_bundle_graph(bundle: Bundle, threads: int | None, device: str | None, r
     kind, _, index = (device or ("cuda" if manifest.target == "cuda" else "cpu")).partition(":")
     if kind not in _PROVIDERS:
         raise EngineError(f"onnxruntime runs on {' or '.join(_PROVIDERS)}, not on {device!r}")
-    if kind == "cpu" and manifest.precision not in _CPU_PRECISIONS:
+    if kind == "cpu" and manifest.precision not in _CPU_RUNS:
         raise EngineError(
             f"onnxruntime has no {manifest.precision} attention on the CPU; export with "
             f"--precision {' or '.join(_CPU_PRECISIONS)}, or run this bundle on a GPU with device='cuda'"
