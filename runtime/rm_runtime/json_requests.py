@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rm_runtime.families.pair_pm import PairPM
     from rm_runtime.families.pairrm import PairRM
     from rm_runtime.families.pointwise import PointwiseModel
+    from rm_runtime.preferences import Preferences
     from rm_runtime.results import Score
 
 Reply = dict[str, Any] | RewardModelError
@@ -77,19 +78,21 @@ def parse_request(document: object) -> RequestLine:
     return RequestLine(None, candidates, source, _text(document, "instruction"))
 
 
-def answer_requests(model: Any, requests: Sequence[RequestLine]) -> list[Reply]:
+def answer_requests(model: Any, requests: Sequence[RequestLine], *, details: bool = False) -> list[Reply]:
     """The reply to each request, in their order; the model runs them all as one batched request.
 
+    details: add what a reader of one ranking asks next: of each answer its tokens, what was cut, and a pointwise
+    family's whole score; of a pairwise family's every pair the probability, which takes n(n - 1) prompts.
     Raises what is not one request's fault, e.g. EngineError.
     """
     from rm_runtime.families.pair_pm import PairPM
     from rm_runtime.families.pointwise import PointwiseModel
 
     if isinstance(model, PointwiseModel):
-        return _pointwise_replies(model, requests)
+        return _pointwise_replies(model, requests, details)
     if isinstance(model, PairPM):
-        return _pair_pm_replies(model, requests)
-    return [_pair_ranker_reply(model, request) for request in requests]
+        return _pair_pm_replies(model, requests, details)
+    return [_pair_ranker_reply(model, request, details) for request in requests]
 
 
 def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
@@ -105,7 +108,7 @@ def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
     return text
 
 
-def _pointwise_replies(model: PointwiseModel, requests: Sequence[RequestLine]) -> list[Reply]:
+def _pointwise_replies(model: PointwiseModel, requests: Sequence[RequestLine], details: bool) -> list[Reply]:
     from rm_runtime.families.pointwise import conversations_with
 
     conversations: list[Any] = []
@@ -117,25 +120,34 @@ def _pointwise_replies(model: PointwiseModel, requests: Sequence[RequestLine]) -
             conversations += [one] if many is None else conversations_with(one, many)
         rows.append(slice(first, len(conversations)))
     scores = model.score(conversations, errors="return")
-    return [_pointwise_reply(request, scores[of]) for request, of in zip(requests, rows, strict=True)]
+    return [_pointwise_reply(request, scores[of], details) for request, of in zip(requests, rows, strict=True)]
 
 
-def _pointwise_reply(request: RequestLine, scores: list[Any]) -> Reply:
+def _pointwise_reply(request: RequestLine, scores: list[Any], details: bool) -> Reply:
     if request.messages is None:
         return RequestError('only PairRM takes "input" and "candidates"; send "messages" and "responses"')
     if request.responses is None:
-        return _reply(scores[0])
+        return _detailed(scores[0]) if details else _reply(scores[0])
     errors = {place: score for place, score in enumerate(scores) if isinstance(score, RewardModelError)}
     if errors:
         return RequestError("; ".join(f"response {place}: {error}" for place, error in errors.items()))
-    return _reply(Ranking.from_scores([score.score for score in scores], [score.truncation for score in scores]))
+    ranking = Ranking.from_scores([score.score for score in scores], [score.truncation for score in scores])
+    answers = {"answers": [_detailed(score) for score in scores]} if details else {}
+    return {**ranking.as_json(), **answers}
 
 
-def _pair_pm_replies(model: PairPM, requests: Sequence[RequestLine]) -> list[Reply]:
+def _detailed(score: Score | RewardModelError) -> Reply:
+    return score if isinstance(score, RewardModelError) else {**score.as_json(), "tokens": score.tokens}
+
+
+def _pair_pm_replies(model: PairPM, requests: Sequence[RequestLine], details: bool) -> list[Reply]:
     refused = [_refused_by_pair_pm(request) for request in requests]
     groups: list[Any] = [
         (request.messages, request.responses) for request, error in zip(requests, refused, strict=True) if error is None
     ]
+    if details:
+        preferences = iter(model.preferences_many(groups, errors="return"))
+        return [error or _reply(next(preferences)) for error in refused]
     pairs = [(messages, *responses) for messages, responses in groups if len(responses) == 2]
     comparisons = iter(model.compare_many(pairs, errors="return"))
     rankings = iter(model.rank_many([group for group in groups if len(group[1]) != 2], errors="return"))
@@ -153,11 +165,14 @@ def _refused_by_pair_pm(request: RequestLine) -> RequestError | None:
     return None
 
 
-def _pair_ranker_reply(model: PairRM, request: RequestLine) -> Reply:
+def _pair_ranker_reply(model: PairRM, request: RequestLine, details: bool) -> Reply:
     """Asked alone, as the sources in a batch decide how much of each candidate is read (semantics.md 5.2)."""
     if request.responses is None:
         return RequestError('this model compares answers and cannot score one alone; send "responses"')
     try:
+        if details:
+            asked = (request.source or "") if request.messages is None else validate_conversation(request.messages)
+            return _reply(model.preferences(asked, request.responses, request.instruction))
         if request.messages is not None:
             return _reply(model.rank(validate_conversation(request.messages), request.responses))
         sources = [request.source or ""]
@@ -168,7 +183,7 @@ def _pair_ranker_reply(model: PairRM, request: RequestLine) -> Reply:
     return _reply(Ranking.from_scores(scores.tolist()))
 
 
-def _reply(result: Score | Ranking | Comparison | RewardModelError) -> Reply:
+def _reply(result: Score | Ranking | Comparison | Preferences | RewardModelError) -> Reply:
     if isinstance(result, RewardModelError):
         return result
     if isinstance(result, Comparison):

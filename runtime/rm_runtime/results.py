@@ -150,13 +150,14 @@ class Comparison:
 
     probability: that `a` is the better answer, the mean over both orders; order_probabilities: the same with
     `a` first and with `a` second; logits: [[A, B], [A, B]] of the two prompts as the model saw them (in the
-    second, "A" is answer b).
+    second, "A" is answer b). tokens: ids of the longer of the two prompts.
     """
 
     probability: float
     order_probabilities: tuple[float, float]
     logits: tuple[tuple[float, float], tuple[float, float]]
     truncation: tuple[Truncation, ...] = ()
+    tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {

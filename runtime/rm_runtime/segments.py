@@ -66,6 +66,12 @@ class Segments:
         row.flags.writeable = False
         return Prompt(row, cuts)
 
+    def longest_row(self, candidate: int) -> int:
+        """Ids of the longest row that candidate is part of; 0 if there is no other."""
+        lengths = [len(segment.ids) for segment in self.candidates]
+        others = lengths[:candidate] + lengths[candidate + 1 :]
+        return len(self.source.ids) + lengths[candidate] + max(others) if others else 0
+
     def truncation(self, candidate: int) -> tuple[Truncation, ...]:
         """What was cut from the source, and from that candidate."""
         return self.cut_of(self.source, "source") + self.cut_of(self.candidates[candidate], "candidate")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rm_runtime.batching import run_rows
@@ -22,6 +23,7 @@ from rm_runtime.errors import (
     raise_if_asked,
 )
 from rm_runtime.options import RequestOptions, check_error_policy
+from rm_runtime.preferences import Preferences, preferences_of_comparisons
 from rm_runtime.prompt_spec import PairChatPrompt
 from rm_runtime.prompts import PairChatPrompter, Prompt
 from rm_runtime.results import Comparison, Ranking, Truncation
@@ -138,6 +140,32 @@ class PairPM:
                 entry.play([next(answers) for _ in questions])
         return raise_if_asked([entry.result() for entry in entries], errors)
 
+    def preferences_many(
+        self,
+        groups: Sequence[tuple[Messages, Sequence[str]]],
+        temperature: float | None = None,
+        errors: str = "raise",
+        **options: Any,
+    ) -> list[Preferences | RewardModelError]:
+        """Every pair of the answers of many (messages, responses), n(n - 1) forwards each; ranked as by `rank`.
+
+        errors: as in `compare_many`. Otherwise as `rank`.
+        """
+        check_error_policy(errors)
+        refused = [_refusal(messages, responses) for messages, responses in groups]
+        asked = [
+            (messages, responses[i], responses[j])
+            for (messages, responses), error in zip(groups, refused, strict=True)
+            if error is None
+            for i, j in combinations(range(len(responses)), 2)
+        ]
+        answers = iter(self.compare_many(asked, temperature, "return", **options))
+        results = [
+            error or preferences_of_comparisons(len(responses), list(islice(answers, math.comb(len(responses), 2))))
+            for (_, responses), error in zip(groups, refused, strict=True)
+        ]
+        return raise_if_asked(results, errors)
+
     def probe(self) -> None:
         """Compare two short answers. Raises BundleError if the bundle gives no number for them."""
         try:
@@ -250,7 +278,9 @@ def _comparison(
     # the rounding of a mean must not decide between answers that the model holds equal
     probability = 0.5 if a_first.margin == b_first.margin else (first + second) / 2
     logits = ((a_first.a, a_first.b), (b_first.a, b_first.b))
-    return Comparison(probability, (first, second), logits, a_first.prompt.truncation + b_first.prompt.truncation)
+    prompts = (a_first.prompt, b_first.prompt)
+    cuts = prompts[0].truncation + prompts[1].truncation
+    return Comparison(probability, (first, second), logits, cuts, max(len(prompt.ids) for prompt in prompts))
 
 
 def _refusal(messages: object, responses: object) -> RequestError | None:

@@ -24,9 +24,10 @@ from rm_runtime.families.pairrm_scoring import (
     scores_of,
 )
 from rm_runtime.families.pairrm_texts import MULTI_TURN_INSTRUCTION, compared_texts, ranked_texts
+from rm_runtime.preferences import Preferences, preferences_of_logits
 from rm_runtime.prompt_spec import SegmentsPrompt
 from rm_runtime.results import Ranking
-from rm_runtime.segments import SegmentsPrompter
+from rm_runtime.segments import Segments, SegmentsPrompter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,6 +130,17 @@ class PairRM:
         groups = scorer.segments(inputs, candidates, instructions, batch_size)
         scores = scores_of(scorer.comparisons(groups))
         return scores if return_scores else ranks_of(scores)
+
+    def preferences(
+        self, inputs: Messages | str, candidates: Sequence[str], instruction: str | None = None, **options: Any
+    ) -> Preferences:
+        """Every pair of the answers to one chat, or to one text as LLM-Blender's inputs are."""
+        source, texts = (inputs, candidates) if isinstance(inputs, str) else ranked_texts(inputs, candidates)
+        scorer = self._scorer(options)
+        (group,) = scorer.segments([source], [texts], None if instruction is None else [instruction], 1)
+        matrices = scorer.comparisons([group])
+        tokens = [group.longest_row(place) for place in range(len(texts))]
+        return preferences_of_logits(matrices[0], _ranking_of(group, scores_of(matrices)[0]), tokens)
 
     def rank_with_ref(
         self,
@@ -299,8 +311,7 @@ class PairRM:
         scorer = self._scorer(options)
         (group,) = scorer.segments([source], [candidates], None, 1)
         (scores,) = scores_of(scorer.comparisons([group]))
-        cuts = [group.truncation(place) for place in range(len(candidates))]
-        return Ranking.from_scores(scores.tolist(), cuts)
+        return _ranking_of(group, scores)
 
     def _first_of_n(
         self,
@@ -329,3 +340,8 @@ class PairRM:
                 order = np.argsort(sign * ranks, axis=1, kind="stable")
         chosen = [[texts[place] for place in places] for texts, places in zip(candidates, order, strict=True)]
         return chosen if return_all else [texts[0] for texts in chosen]
+
+
+def _ranking_of(group: Segments, scores: NDArray[Any]) -> Ranking:
+    """Of one input's candidates; scores [n]."""
+    return Ranking.from_scores(scores.tolist(), [group.truncation(place) for place in range(len(group.candidates))])

@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 from rm_runtime.errors import RequestError, RewardModelError, ScoringError, UnscorableError
 from rm_runtime.json_requests import parse_json, to_json
+from rm_runtime.serving import playground
 from rm_runtime.serving.call import Answer, Call
-from rm_runtime.serving.endpoints import kserve
+from rm_runtime.serving.endpoints import kserve, native
 from rm_runtime.serving.endpoints.binary_tensors import HEADER, read_tensors
 from rm_runtime.serving.errors import (
     BadBodyError,
@@ -70,9 +71,7 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(_: Request) -> Response:
-        served = [service.model(name) for name in service.names]
-        listed = [{"id": one.name, "object": "model", "family": one.model.family} for one in served]
-        return JSONResponse({"object": "list", "data": listed})
+        return JSONResponse(native.model_list(service.model(name) for name in service.names))
 
     async def server(_: Request) -> Response:
         return JSONResponse(kserve.server_metadata())
@@ -87,10 +86,14 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
     async def openapi(_: Request) -> Response:
         return JSONResponse(openapi_document())
 
+    async def try_out(request: Request) -> Response:
+        return playground.answer(request)
+
     async def docs(_: Request) -> Response:
         return HTMLResponse(page())
 
     return {
+        "/": try_out,
         "/health": ready,
         "/metrics": metrics,
         "/v1/models": models,
@@ -121,6 +124,7 @@ def _observed(path: str, handler: Handler, service: Service, keys: ApiKeys) -> H
         if service.state == "draining":
             response.headers["connection"] = "close"  # no client may think that it can come back here
         seconds = time.monotonic() - started
+        response.headers["server-timing"] = f"total;dur={1000 * seconds:.1f}"  # W3C Server Timing, milliseconds
         service.metrics.requests.labels(path, response.status_code).inc()
         service.metrics.seconds.labels(path).observe(seconds)
         if request.method == "POST":

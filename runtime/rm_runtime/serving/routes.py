@@ -65,9 +65,10 @@ POST_ROUTES = (
 )
 
 GET_ROUTES = {
+    "/": "A page to try a model on.",
     "/health": "200 when ready, else 503.",
     "/metrics": "Prometheus metrics.",
-    "/v1/models": "The models' names and families.",
+    "/v1/models": "The models' names, families, longest prompts and objectives.",
     "/v2": "Open Inference Protocol v2: the server.",
     "/v2/health/live": "200 while the process runs.",
     "/v2/health/ready": "200 when ready, else 503.",
@@ -76,5 +77,5 @@ GET_ROUTES = {
     "/openapi.json": "This description, for machines.",
     "/docs": "This description, for readers.",
 }
-OPEN_ROUTES = ("/health", "/v2/health/live", "/v2/health/ready")
-"""Asked by what starts and stops servers, which has no API key."""
+OPEN_ROUTES = ("/", "/health", "/v2/health/live", "/v2/health/ready")
+"""Asked without an API key: by what starts and stops servers, and by browsers for the page, which then asks for one."""

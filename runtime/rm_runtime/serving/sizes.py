@@ -10,12 +10,12 @@ from rm_runtime.serving.errors import TooLargeError
 from rm_runtime.serving.limits import Limits
 
 
-def check_sizes(family: str, requests: Sequence[RequestLine], limits: Limits) -> None:
+def check_sizes(family: str, requests: Sequence[RequestLine], limits: Limits, *, details: bool = False) -> None:
     """Raises TooLargeError if the requests have more rows, or more text once rendered, than one may."""
     rows = characters = 0
     for request in requests:
         answers = request.responses or []
-        count = rows_of(family, len(answers)) if request.responses else 1
+        count = rows_of(family, len(answers), details) if request.responses else 1
         texts = (
             sum(map(_characters, request.messages or ())) + len(request.source or "") + len(request.instruction or "")
         )
@@ -34,9 +34,9 @@ def check_rows(rows: int, limits: Limits) -> None:
         raise TooLargeError(f"the request makes {rows} prompts, {limits.max_rows} is the limit; send fewer at once")
 
 
-def rows_of(family: str, answers: int) -> int:
+def rows_of(family: str, answers: int, details: bool = False) -> int:
     """Prompts that ranking so many answers takes: one each, two a match of a knock-out, or all ordered pairs."""
-    if family == "pairrm":
+    if family == "pairrm" or (family == "pair-pm" and details):
         return answers * (answers - 1)
     return 2 * (answers - 1) if family == "pair-pm" else answers
 

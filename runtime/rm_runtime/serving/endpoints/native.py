@@ -1,19 +1,38 @@
 """/v1/score, /v1/rank, /v1/compare: the JSON of rm-runtime's lines (rm_runtime.json_requests), one or many of them.
 
 {"model": ..., <a request>} is answered as a line is; {"model": ..., "requests": [...], "errors": "return"} with
-{"replies": [...]}, errors in their places, or without "errors" with 422 and every row that failed.
+{"replies": [...]}, errors in their places, or without "errors" with 422 and every row that failed. "details": true adds
+what json_requests.answer_requests says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rm_runtime.errors import RequestError, RewardModelError, raise_if_asked
 from rm_runtime.json_requests import Reply, RequestLine, answer_requests, parse_request
 from rm_runtime.options import check_error_policy
-from rm_runtime.serving.call import Call, fields_of
+from rm_runtime.serving.call import Call, fields_of, switch_of
+from rm_runtime.serving.service import ServedModel
 from rm_runtime.serving.sizes import check_rows, check_sizes
+
+
+def model_list(served: Iterable[ServedModel]) -> dict[str, Any]:
+    """The body of GET /v1/models. max_length: ids of a prompt at most; objectives: the names of "rewards"."""
+    return {"object": "list", "data": [_described(one) for one in served]}
+
+
+def _described(served: ServedModel) -> dict[str, Any]:
+    manifest = served.model.bundle.manifest
+    described = {
+        "id": served.name,
+        "object": "model",
+        "family": served.model.family,
+        "max_length": manifest.prompt.max_length,
+    }
+    objectives = manifest.parameters.get("objectives")
+    return described | ({"objectives": objectives} if objectives else {})
 
 
 def score(document: Any, call: Call) -> Any:
@@ -32,23 +51,27 @@ def compare(document: Any, call: Call) -> Any:
 
 
 def replies_to(
-    documents: list[Any], model: Any, call: Call, refusal: Callable[[RequestLine], str | None]
+    documents: list[Any],
+    model: Any,
+    call: Call,
+    refusal: Callable[[RequestLine], str | None],
+    details: bool = False,
 ) -> list[Reply]:
     """The reply to each request, or why it has none. Raises TooLargeError, and what is not one request's fault."""
     check_rows(len(documents), call.limits)
     parsed = [_parsed(document, refusal) for document in documents]
     requests = [request for request in parsed if isinstance(request, RequestLine)]
-    check_sizes(model.family, requests, call.limits)
-    replies = iter(answer_requests(model, requests))
+    check_sizes(model.family, requests, call.limits, details=details)
+    replies = iter(answer_requests(model, requests, details=details))
     return [next(replies) if isinstance(request, RequestLine) else request for request in parsed]
 
 
 def _answer(document: Any, call: Call, refusal: Callable[[RequestLine], str | None]) -> Any:
     fields = fields_of(document)
     model = call.model(fields.get("model"))
-    requests = fields.get("requests")
+    requests, details = fields.get("requests"), switch_of(fields, "details", False)
     if requests is None:
-        (reply,) = replies_to([fields], model, call, refusal)
+        (reply,) = replies_to([fields], model, call, refusal, details)
         if isinstance(reply, RewardModelError):
             raise reply
         return reply
@@ -56,7 +79,7 @@ def _answer(document: Any, call: Call, refusal: Callable[[RequestLine], str | No
         raise RequestError('"requests" must be an array of requests')
     errors = fields.get("errors") or "raise"
     check_error_policy(errors)
-    replies = raise_if_asked(replies_to(requests, model, call, refusal), errors)
+    replies = raise_if_asked(replies_to(requests, model, call, refusal, details), errors)
     return {"replies": [{"error": str(reply)} if isinstance(reply, RewardModelError) else reply for reply in replies]}
 
 
