@@ -79,6 +79,7 @@ async function listModels() {
 function fail(error) {
   if (error.name === "AbortError") return; // a newer request is under way
   element("status").textContent = "";
+  element("reply").hidden = true;
   element("error").textContent = error.status ? error.message : `The server cannot be reached: ${error.message}`;
   if (error.status === 401) {
     element("key-field").hidden = false;
@@ -111,7 +112,6 @@ async function rank() {
   const { signal } = running;
   const asked = answers();
   element("error").textContent = "";
-  element("reply").hidden = true;
   if (asked.length < 2) {
     element("status").textContent = "Write at least two answers.";
     return;
@@ -145,30 +145,33 @@ function show({ document: reply, milliseconds, server }, asked, model, body) {
   const within = server === undefined ? "" : `, ${server.toFixed(1)} ms of them in the server`; // a proxy may hide it
   element("timing").textContent = `${milliseconds.toFixed(1)} ms round trip${within}`;
   element("unit").textContent = UNITS[model?.family] ?? ORDER_ONLY;
-  showRanking(ranked, model);
+  showRanking(ranked, reply.probabilities ? "tokens in its longest prompt" : "tokens", model);
   showPairs(ranked, reply);
   showObjectives(ranked, model);
   element("request").textContent = curl(body);
   element("raw").textContent = JSON.stringify(reply, null, 2);
   element("reply").hidden = false;
+  const { top } = element("results").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) element("results").scrollIntoView(); // below a narrow form, above a long one
 }
 
-function showRanking(ranked, model) {
+function showRanking(ranked, unit, model) {
   const scale = scaleOf(ranked.map((answer) => answer.score));
   const items = ranked.map((answer) => {
     const behind = ranked[0].score - answer.score;
-    const tokens = `${answer.tokens.toLocaleString("en")} tokens`;
-    const facts = make("p", { class: "facts" }, model ? `${tokens} of at most ${model.max_length.toLocaleString("en")}` : tokens);
+    const most = model ? ` of ${count(model.max_length)}` : "";
+    const facts = make("p", { class: "facts" }, `${count(answer.tokens)}${most} ${unit}`);
     if (behind > 0) facts.prepend(`${number(behind)} behind the best; `);
     for (const cut of answer.truncated ?? []) {
-      const lost = `${cut.tokens.toLocaleString("en")} tokens cut from the ${cut.side} of the ${cut.part}`;
+      const lost = `${count(cut.tokens)} tokens cut from the ${cut.side} of the ${cut.part}`;
       facts.append("; ", make("span", { class: "cut" }, lost));
     }
     return make(
       "li",
       { class: answer.rank === 1 ? "first" : "" },
       make("span", { class: "place" }, `${answer.rank}.`),
-      make("span", { class: "excerpt" }, make("span", { class: "letter" }, answer.letter), ` ${answer.text}`),
+      make("span", { class: "letter" }, answer.letter),
+      make("span", { class: "excerpt" }, answer.text),
       make("span", { class: "score" }, number(answer.score)),
       bar(answer.score, scale),
       facts,
@@ -188,8 +191,9 @@ function showPairs(ranked, { probabilities, order_probabilities: orders }) {
       make("th", { scope: "row" }, row.letter),
       ...ranked.map((column) => {
         if (row === column) return make("td", {}, "–");
-        const cell = make("td", {}, percent(probabilities[row.place][column.place]));
-        cell.style.setProperty("--share", probabilities[row.place][column.place]);
+        const probability = probabilities[row.place][column.place];
+        const cell = make("td", { class: probability > 0.5 ? "wins" : "" }, percent(probability));
+        cell.style.setProperty("--lead", 2 * probability - 1);
         return cell;
       }),
     ),
@@ -239,7 +243,7 @@ function barTable(ranked, values, names) {
       ...ranked.map((answer, column) => {
         const value = columns[column][row];
         const shown = bar(value, scale);
-        shown.append(make("span", { class: "number" }, number(value)));
+        shown.append(make("span", { class: "number" }, number(value, 3)));
         return make("td", { role: "cell", class: answer.rank === 1 ? "first" : "", "data-letter": answer.letter }, shown);
       }),
     ),
@@ -259,11 +263,12 @@ function scaleOf(values) {
 }
 
 function bar(value, { low, high }) {
-  const fill = make("span", { class: "fill" });
+  const [fill, zero] = ["fill", "zero"].map((name) => make("span", { class: name }));
   const share = (length) => `${high > low ? (100 * length) / (high - low) : 0}%`;
   fill.style.left = share(Math.min(0, value) - low);
   fill.style.width = share(Math.abs(value));
-  return make("div", { class: "bar" }, fill);
+  zero.style.left = share(-low);
+  return make("div", { class: "bar" }, fill, ...(low < 0 ? [zero] : []));
 }
 
 /** An element; its children are elements, or texts that can never become markup. */
@@ -274,8 +279,12 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-function number(value) {
-  return value.toFixed(Math.abs(value) < 10 ? 4 : 2).replace("-", "−");
+function number(value, digits = 4) {
+  return value.toFixed(Math.abs(value) < 10 ? digits : digits - 2).replace("-", "−");
+}
+
+function count(value) {
+  return value.toLocaleString("en");
 }
 
 function percent(share) {
