@@ -56,6 +56,32 @@ def test_a_tournament_asks_in_rounds_and_ranks_as_the_model_does(client: Client)
     assert client.post("/v1/rank", {"model": "pm", "messages": QUESTION, "responses": answers}).json == direct
 
 
+def test_details_are_added_where_they_are_asked_for(client: Client) -> None:
+    asked = {"messages": QUESTION, "responses": ["1", "3", "2000"]}
+    plain = client.post("/v1/rank", asked).json
+    detailed = client.post("/v1/rank", {**asked, "details": True}).json
+    scores = MODEL.score([chat(answer) for answer in asked["responses"]])
+    assert detailed == {**plain, "answers": [{"score": one.score, "tokens": one.tokens} for one in scores]}
+    two = {"requests": [{"messages": chat("1")}, {}], "details": True, "errors": "return"}
+    first, second = client.post("/v1/score", two).json["replies"]
+    assert first == {"score": 1.0, "tokens": scores[0].tokens}
+    assert "error" in second
+    (preferences,) = PAIRWISE.preferences_many([(QUESTION, asked["responses"])])
+    assert client.post("/v1/rank", {**asked, "model": "pm", "details": True}).json == preferences.as_json()
+    assert client.post("/v1/rank", {**asked, "details": "yes"}).status == 422
+
+
+def test_models_are_listed_with_what_a_client_must_know_of_them(client: Client) -> None:
+    listed = client.get("/v1/models").json["data"]
+    assert listed[0] == {"id": "rm", "object": "model", "family": "scalar", "max_length": 4096}
+    assert [one["family"] for one in listed] == ["scalar", "pair-pm"]
+
+
+def test_every_answer_says_how_long_it_took(client: Client) -> None:
+    timing = client.post("/v1/score", {"messages": chat("1")}).headers["server-timing"]
+    assert float(timing.removeprefix("total;dur=")) > 0
+
+
 def test_rerank_sorts_texts_as_text_embeddings_inference_does(client: Client) -> None:
     body = {"query": "How many?", "texts": ["1", "3", "2"], "raw_scores": True}
     ranked = [{"index": 1, "score": 3.0}, {"index": 2, "score": 2.0}, {"index": 0, "score": 1.0}]

@@ -109,6 +109,7 @@ def test_a_pairwise_request_counts_the_comparisons_it_makes() -> None:
         rank = {"messages": QUESTION, "responses": ["1", "2", "3", "4"]}
         assert client.post("/v1/rank", rank).status == 200
         assert client.post("/v1/rank", {**rank, "responses": ["1", "2", "3", "4", "5"]}).status == 413
+        assert client.post("/v1/rank", {**rank, "details": True}).status == 413
 
 
 def test_rows_that_cannot_be_scored_are_422_and_named(open_gate: Gate) -> None:
@@ -255,7 +256,7 @@ def test_the_first_bundle_is_the_default_and_others_are_asked_by_name(open_gate:
         assert [model["id"] for model in client.get("/v1/models").json["data"]] == ["one", "two"]
 
 
-def test_without_one_of_the_keys_nothing_but_health_is_answered(open_gate: Gate) -> None:
+def test_without_one_of_the_keys_nothing_but_health_and_the_page_is_answered(open_gate: Gate) -> None:
     with serving({"rm": open_gate.model}, keys=("secret", "other")) as client:
         assert client.post("/v1/score", chat("1")).status == 200
         assert Client(client.port, "other").post("/v1/score", chat("1")).status == 200
@@ -265,6 +266,7 @@ def test_without_one_of_the_keys_nothing_but_health_is_answered(open_gate: Gate)
             assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
             assert asked.get("/metrics").status == 401
             assert asked.get("/health").status == 200
+            assert asked.get("/").status == 200
 
 
 def test_metrics_count_requests_rows_waiting_times_and_padding(open_gate: Gate) -> None:

@@ -16,7 +16,8 @@ const UNITS = {
   armorm: `The score is the sum of rewards, each times its coefficient. ${ORDER_ONLY}`,
   "dpa-rm": "The score is the reward for helpsteer-helpfulness, from 0 to 100.",
   "pair-pm": "The score is how many rounds of a knock-out an answer survived; the finalists add their probability.",
-  pairrm: "The score is the mean lead over the other answers, in logits of both orders.",
+  pairrm:
+    "The score is the sum of the leads over the others, f(this, other) − f(other, this), divided by the number of answers.",
 };
 /** What a reply may hold of an answer: name, values by objective, what they are. */
 const MEASURES = [
