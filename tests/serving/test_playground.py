@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from browser import chromium, complaints, requested
 from fake_models import CHAT, answer_of, pair_pm, pointwise
 from rm_export.families.armorm import OBJECTIVES
 from rm_runtime.families.pointwise import ArmoRM
-from served import Client, eventually, serving
+from served import PATIENCE, Client, eventually, serving
 
 QUESTION = "How do tides come about?"
 ANSWERS = ["The moon.", "The moon pulls at the sea, which the earth turns below.", "No."]
@@ -164,6 +165,18 @@ def test_ctrl_enter_ranks_and_a_pairwise_model_shows_every_pair(page: Page, clie
     assert not page.one("#objectives").is_displayed()
 
 
+def test_a_ranking_is_said_to_be_old_once_a_text_changes(page: Page) -> None:
+    page.write(ANSWERS)
+    page.rank()
+    page.one("#answer-B").send_keys("!")
+    assert "before your last change" in page.text("#status")
+    page.rank()
+    page.all(".answer .remove")[0].click()
+    assert "before your last change" in page.text("#status")
+    assert page.texts(".answer label") == ["Answer A", "Answer B"]
+    assert not page.one("#example").is_enabled(), "it would replace what was written"
+
+
 def test_earlier_turns_and_a_system_prompt_are_part_of_what_is_asked(page: Page, client: Client) -> None:
     page.one("summary").click()
     page.one("#system").send_keys("Be brief.")
@@ -260,6 +273,21 @@ def test_a_server_with_keys_serves_the_page_and_asks_for_one(driver: WebDriver) 
         assert "secret" not in page.texts("#request")[0]
         kept = "return [localStorage.length, sessionStorage.length, document.cookie]"
         assert driver.execute_script(kept) == [0, 0, ""]
+
+
+def test_models_appear_once_they_are_loaded(driver: WebDriver) -> None:
+    may_load = threading.Event()
+
+    def load() -> Any:
+        assert may_load.wait(PATIENCE)
+        return MODELS["armo"]
+
+    with serving({"rm": load}) as client:
+        page = Page(driver, client)
+        assert page.text("#error") == "rm is being loaded"
+        may_load.set()
+        eventually(lambda: page.all("#model option"))
+        assert page.text("#error") == ""
 
 
 def client_without_key(client: Client) -> str:

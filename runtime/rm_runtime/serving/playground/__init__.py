@@ -10,7 +10,7 @@ from importlib import resources
 from starlette.requests import Request
 from starlette.responses import Response
 
-_STYLE, _SCRIPT = "<!-- playground.css -->", "<!-- playground.js -->"
+_STYLE, _SCRIPT = "<!-- style -->", "<!-- script -->"
 
 
 def answer(request: Request) -> Response:
@@ -25,7 +25,7 @@ def answer(request: Request) -> Response:
 def _page_and_headers() -> tuple[bytes, dict[str, str]]:
     """Nothing runs but the script of this package, by its hash; nothing is asked but this server; no text of an answer
     can become markup (Trusted Types)."""
-    style, script = _text("playground.css"), _text("playground.js")
+    style, script = _text("playground.css"), _text("results.js") + _text("playground.js")
     page = _text("index.html").replace(_STYLE, f"<style>{style}</style>").replace(_SCRIPT, f"<script>{script}</script>")
     policy = {
         "default-src": "'none'",
