@@ -172,11 +172,11 @@ def test_kserve_infers_chats(client: Client) -> None:
 
 def test_kserve_names_the_chats_that_cannot_be_scored(client: Client) -> None:
     body = chats({"messages": chat("1")}, {"messages": []})
-    body["inputs"][0]["data"].append("not JSON")
-    body["inputs"][0]["shape"] = [3]
+    body["inputs"][0]["data"] += ["not JSON", "\ud800"]
+    body["inputs"][0]["shape"] = [4]
     refused = client.post("/v2/models/rm/infer", body)
     assert refused.status == 422
-    assert [row["row"] for row in refused.json["rows"]] == [1, 2]
+    assert [row["row"] for row in refused.json["rows"]] == [1, 2, 3]
 
 
 def tensor(name: str, rows: list[list[int]]) -> dict[str, Any]:
@@ -205,8 +205,12 @@ def test_kserve_infers_token_ids_with_their_padding(client: Client) -> None:
         ([tensor("input_ids", [[1, 2]]), tensor("attention_mask", [[0, 0]])], "no token"),
         ([tensor("input_ids", [[1, 2]]), tensor("attention_mask", [[1]])], "shape of input_ids"),
         ([{**tensor("input_ids", [[1, 2]]), "shape": [3, 2]}], "needs 6"),
-        ([{**tensor("input_ids", [[1, 2]]), "shape": [-1, -2]}], "2 numbers"),
+        ([{**tensor("input_ids", [[1, 2]]), "shape": [-1, -2]}], "a list of its sizes"),
+        ([{**tensor("input_ids", [[1, 2]]), "shape": [2]}], "must have 2 dimensions"),
         ([{**tensor("input_ids", [[1]]), "data": ["x"]}], "no INT64"),
+        ([tensor("input_ids", [[2**63]])], "more than 64 bits"),
+        ([{**tensor("input_ids", [[1]]), "datatype": "BYTES", "data": ["x"]}], "must be INT64"),
+        ([{**tensor("input_ids", [[1]]), "parameters": {"shared_memory_region": "x"}}], "does not support"),
         ([{**tensor("input_ids", [[1]]), "datatype": "FP32"}], "must be INT64"),
         ([tensor("pixels", [[1]])], "send chats"),
     ],
@@ -241,6 +245,38 @@ def test_tritonclient_reads_metadata_and_infers_chats_and_ids(client: Client) ->
     triton.close()
 
 
+def test_tritonclient_gets_each_output_in_the_form_it_asks_for(client: Client) -> None:
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+    triton = InferenceServerClient(f"127.0.0.1:{client.port}")
+    assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
+    texts = InferInput("chats", [2], "BYTES")
+    texts.set_data_from_numpy(
+        np.array([json.dumps({"messages": chat(answer)}) for answer in ("1", "2.5")], np.object_), binary_data=True
+    )
+    for asked in (None, {"score": True}, {"score": False}, {"score": True, "replies": False}, {"replies": True}):
+        wanted = asked and [InferRequestedOutput(name, binary_data=binary) for name, binary in asked.items()]
+        inferred = triton.infer("rm", [texts], outputs=wanted)
+        for name, binary in (asked or {"replies": True, "score": True}).items():
+            output = inferred.get_output(name)
+            assert ("data" in output, "binary_data_size" in output.get("parameters", {})) == (not binary, binary)
+            values = inferred.as_numpy(name)
+            if name == "score":
+                assert (values.dtype, values.tolist()) == (np.float32, [1.0, 2.5])
+            else:
+                assert [json.loads(value) for value in values] == [{"score": 1.0}, {"score": 2.5}]
+        assert len(inferred.get_response()["outputs"]) == len(asked or "ab")
+    triton.close()
+
+
+def test_an_element_that_is_not_utf8_is_an_error_of_its_row(client: Client) -> None:
+    tail = b"\x02\0\0\0\xff{"
+    head = json.dumps({"inputs": [BINARY]}).encode()
+    refused = client.ask("POST", "/v2/models/rm/infer", head + tail, inference_header_content_length=str(len(head)))
+    assert (refused.status, refused.json["rows"][0]["row"]) == (422, 0)
+    assert "not UTF-8" in refused.json["error"]
+
+
 BINARY = {"name": "chats", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}
 
 
@@ -252,8 +288,8 @@ BINARY = {"name": "chats", "datatype": "BYTES", "shape": [1], "parameters": {"bi
         (None, "BYTES", b"\x02\0\0\0{", "5 bytes are left"),
         (None, "BYTES", b"\x02\0\0\0{}{}", "2 bytes behind"),
         (None, "BYTES", b"\x03\0\0\0{}", "longer than its tensor"),
-        (None, "BYTES", b"\x02\0\0\0\xff{", "not UTF-8"),
-        (None, "INT64", b"\x02\0\0\0{}", "no tensor of 'INT64'"),
+        (None, "INT64", b"\x02\0\0\0{}", "no tensor of INT64"),
+        (None, "FP32", b"\x02\0\0\0{}", "must be INT64 or BYTES"),
     ],
 )
 def test_binary_tensors_that_do_not_fit_are_400(

@@ -14,12 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from rm_runtime.errors import RequestError, RewardModelError, ScoringError, UnscorableError
+from rm_runtime.errors import RequestError, ScoringError, UnscorableError
 from rm_runtime.json_requests import parse_json, to_json
 from rm_runtime.serving import playground
 from rm_runtime.serving.call import Answer, Call
 from rm_runtime.serving.endpoints import kserve, native
-from rm_runtime.serving.endpoints.binary_tensors import HEADER, read_tensors
+from rm_runtime.serving.endpoints.binary_tensors import HEADER, BinaryReply, read_tensors
+from rm_runtime.serving.endpoints.inference import model_metadata
 from rm_runtime.serving.errors import (
     BadBodyError,
     ClientGoneError,
@@ -29,9 +30,10 @@ from rm_runtime.serving.errors import (
     TooLargeError,
     UnauthorizedError,
     status_of,
+    told,
 )
 from rm_runtime.serving.keys import ApiKeys
-from rm_runtime.serving.logs import LOG, log_event
+from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.openapi import openapi_document, page
 from rm_runtime.serving.routes import OPEN_ROUTES, POST_ROUTES
 from rm_runtime.serving.service import Service
@@ -77,7 +79,7 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
         return JSONResponse(kserve.server_metadata())
 
     async def model(request: Request) -> Response:
-        return JSONResponse(kserve.model_metadata(service.model(request.path_params["model"])))
+        return JSONResponse(model_metadata(service.model(request.path_params["model"])))
 
     async def model_ready(request: Request) -> Response:
         service.model(request.path_params["model"])
@@ -145,7 +147,7 @@ def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handle
         text = b""
         try:
             text = await _body(request, service.limits.max_body_bytes, service.limits.body_seconds)
-            return Response(await _answered(request, call, text, answer), media_type="application/json")
+            return await _answered(request, call, text, answer)
         finally:
             service.close_ticket(ticket)
             request.state.log = {"model": call.model_name, "rows": ticket.rows, "body_bytes": len(text)}
@@ -177,10 +179,10 @@ async def _body(request: Request, limit: int, seconds: float) -> bytes:
     return b"".join(pieces)
 
 
-async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -> bytes:
-    """The answer's JSON; if the client hangs up meanwhile, its rows leave the queue."""
+async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -> Response:
+    """The answer; if the client hangs up meanwhile, its rows leave the queue."""
 
-    def work() -> bytes:
+    def work() -> Response:
         header_length = request.headers.get(HEADER)
         try:
             document = parse_json(text) if header_length is None else read_tensors(text, header_length)
@@ -188,7 +190,10 @@ async def _answered(request: Request, call: Call, text: bytes, answer: Answer) -
             raise BadBodyError(f"the body is {error}" if str(error).startswith("not ") else str(error)) from None
         reply = answer(document, call)
         try:
-            return to_json(reply).encode("utf-8")
+            if isinstance(reply, BinaryReply):
+                body, headers = reply.encoded()
+                return Response(body, headers=headers)
+            return Response(to_json(reply).encode("utf-8"), media_type="application/json")
         except ValueError:
             raise UnscorableError("the model gave a number that is not finite") from None
 
@@ -211,13 +216,10 @@ async def _hung_up(request: Request) -> None:
 
 
 def _error_response(error: Exception) -> Response:
-    document: dict[str, Any] = {"error": str(error), "error_type": type(error).__name__}
+    document: dict[str, Any] = {"error": told(error), "error_type": type(error).__name__}
     headers: dict[str, str] = {}
     if isinstance(error, ScoringError):
         document["rows"] = [{"row": row, "error": str(reason)} for row, reason in sorted(error.errors.items())]
-    elif not isinstance(error, RewardModelError):
-        LOG.error("defect", exc_info=error)
-        document["error"] = "the server has a defect; its log has more"
     if isinstance(error, ServingError) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, UnauthorizedError):

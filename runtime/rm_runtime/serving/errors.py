@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rm_runtime.errors import RequestError, RewardModelError, ScoringError
+from rm_runtime.serving.logs import LOG
 
 
 class ServingError(RewardModelError):
@@ -74,3 +75,11 @@ def status_of(error: Exception) -> int:
     if isinstance(error, ServingError):
         return error.status
     return 422 if isinstance(error, (RequestError, ScoringError)) else 500
+
+
+def told(error: Exception) -> str:
+    """What a client is told of an error, in one line; of a defect only that there is one, the log has the rest."""
+    if isinstance(error, RewardModelError):
+        return str(error)
+    LOG.error("defect", exc_info=error)
+    return "the server has a defect; its log has more"

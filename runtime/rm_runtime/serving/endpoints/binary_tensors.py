@@ -1,24 +1,36 @@
-"""Tensors sent as bytes behind the JSON of an Open Inference Protocol request, as tritonclient does by itself.
+"""Tensors sent as bytes behind the JSON of an Open Inference Protocol request or answer, as tritonclient does by itself.
 
 Source: Triton's protocol/extension_binary_data.md. The header Inference-Header-Content-Length says where the JSON ends;
-an input's parameter binary_data_size how many of the bytes behind it are its own. BYTES elements are length-prefixed
-with four bytes, numbers are little-endian. Outputs are always JSON, which the clients read as well.
+a tensor's parameter binary_data_size how many of the bytes behind it are its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from rm_runtime.json_requests import parse_json
+from rm_runtime.json_requests import parse_json, to_json
+from rm_runtime.serving.endpoints.tensors import from_raw
 from rm_runtime.serving.errors import BadBodyError
 
 HEADER = "inference-header-content-length"
 
 
+@dataclass(frozen=True)
+class BinaryReply:
+    """An answer with tensors behind its JSON. tensors: their bytes, in the order in which the document has them."""
+
+    document: dict[str, Any]
+    tensors: bytes
+
+    def encoded(self) -> tuple[bytes, dict[str, str]]:
+        """The body and its headers. Raises ValueError for a number that is not finite."""
+        head = to_json(self.document).encode("utf-8")
+        return head + self.tensors, {HEADER: str(len(head)), "content-type": "application/octet-stream"}
+
+
 def read_tensors(body: bytes, header_length: str) -> Any:
-    """The body's JSON with every binary input's elements in its "data". Raises BadBodyError, RequestError."""
+    """The body's JSON, every binary input's values as an array in its "data". Raises BadBodyError, RequestError."""
     if not header_length.isdecimal() or int(header_length) > len(body):
         raise BadBodyError(f"Inference-Header-Content-Length is {header_length!r}, the body has {len(body)} bytes")
     start = int(header_length)
@@ -31,28 +43,8 @@ def read_tensors(body: bytes, header_length: str) -> Any:
             continue
         if type(size) is not int or not 0 <= size <= len(body) - start:
             raise BadBodyError(f"binary_data_size is {size!r}, {len(body) - start} bytes are left")
-        tensor["data"] = _elements(body[start : start + size], tensor.get("datatype"))
+        tensor["data"] = from_raw(str(tensor.get("name")), tensor.get("datatype"), body[start : start + size])
         start += size
     if start != len(body):
         raise BadBodyError(f"{len(body) - start} bytes behind the JSON belong to no input")
     return document
-
-
-def _elements(of_tensor: bytes, datatype: object) -> list[Any]:
-    if datatype == "INT64" and len(of_tensor) % 8 == 0:
-        numbers: list[Any] = np.frombuffer(of_tensor, "<i8").tolist()
-        return numbers
-    if datatype != "BYTES":
-        raise BadBodyError(f"{len(of_tensor)} bytes are no tensor of {datatype!r}; send INT64 or BYTES")
-    texts = []
-    start = 0
-    while start < len(of_tensor):
-        end = start + 4 + int.from_bytes(of_tensor[start : start + 4], "little")
-        if end > len(of_tensor):
-            raise BadBodyError("a BYTES element is longer than its tensor")
-        try:
-            texts.append(of_tensor[start + 4 : end].decode("utf-8"))
-        except UnicodeDecodeError:
-            raise BadBodyError(f"element {len(texts)} of a BYTES tensor is not UTF-8") from None
-        start = end
-    return texts
