@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rm_runtime.families.pointwise import PointwiseModel
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 from rm_runtime.options import RequestOptions
 from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt, PromptSpec
+from served import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,6 +99,20 @@ def pointwise(
 def answer_of(rendered: str) -> str:
     """The last message of a conversation rendered by CHAT."""
     return rendered.rpartition("<|end_header_id|>\n\n")[2].removesuffix("<|eot_id|>")
+
+
+class Gate:
+    """Scores an answer by the number in it, once opened; "NaN" has no score."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.entered = threading.Event()
+        self.model = pointwise(self._outputs)
+
+    def _outputs(self, rendered: str) -> dict[str, float]:
+        self.entered.set()
+        assert self.opened.wait(PATIENCE)
+        return {"score": float(answer_of(rendered))}
 
 
 def pair_pm(

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Client:
-    """Asks the server on that port, a connection a request."""
+    """Asks the server on that port, a connection a request. grpc_port: 0 where it has none."""
 
     port: int
     key: str | None = None
+    grpc_port: int = 0
 
     def ask(self, method: str, path: str, body: bytes | None = None, **more_headers: str) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -72,8 +73,11 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def serving(models: Mapping[str, Any], keys: tuple[str, ...] = (), **limits: Any) -> Iterator[Client]:
+def serving(
+    models: Mapping[str, Any], keys: tuple[str, ...] = (), grpc: bool = False, **limits: Any
+) -> Iterator[Client]:
     """Serve loaded models, by name, in this process. A model that is a function is called when it is to be loaded."""
+    from rm_runtime.serving.grpc.server import GrpcServer
     from rm_runtime.serving.keys import ApiKeys
     from rm_runtime.serving.limits import Limits
     from rm_runtime.serving.server import DrainingServer, listening
@@ -84,15 +88,17 @@ def serving(models: Mapping[str, Any], keys: tuple[str, ...] = (), **limits: Any
         return model() if callable(model) else model
 
     service = Service({name: Path(name) for name in models}, open_model, Limits(**limits))
+    over_grpc = GrpcServer(service, ApiKeys(keys), "127.0.0.1", 0) if grpc else None
     with listening("127.0.0.1", 0) as listener:
-        server = DrainingServer(service, ApiKeys(keys), log_prompts=False)
+        server = DrainingServer(service, ApiKeys(keys), log_prompts=False, grpc=over_grpc)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             eventually(lambda: server.started)
             if not any(callable(model) for model in models.values()):
                 eventually(lambda: service.state == "ready")
-            yield Client(listener.getsockname()[1], *keys[:1])
+            key = keys[0] if keys else None
+            yield Client(listener.getsockname()[1], key, over_grpc.port if over_grpc else 0)
         finally:
             server.should_exit = True
             thread.join(PATIENCE)
@@ -116,6 +122,7 @@ def served_process(*arguments: str, **variables: str) -> Iterator[tuple[subproce
             "serve",
             "--port",
             "0",
+            *(() if "--grpc-port" in arguments else ("--no-grpc",)),
             "--threads",
             "1",
             *arguments,
@@ -132,7 +139,8 @@ def served_process(*arguments: str, **variables: str) -> Iterator[tuple[subproce
         eventually(lambda: lines)
         client = Client(json.loads(lines[0])["port"], variables.get("RM_RUNTIME_API_KEYS"))
         eventually(lambda: client.get("/health").status == 200)
-        yield process, client, lines
+        over_grpc = [json.loads(line)["port"] for line in lines if '"listening for gRPC"' in line]
+        yield process, replace(client, grpc_port=over_grpc[0] if over_grpc else 0), lines
     finally:
         process.kill()
         process.wait()

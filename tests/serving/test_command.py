@@ -169,7 +169,7 @@ def test_a_bundle_with_a_wrong_hash_is_not_served(bundle: Path, tmp_path: Path) 
     graph = bytearray((damaged / "model.onnx").read_bytes())
     graph[-1] ^= 1
     (damaged / "model.onnx").write_bytes(graph)
-    ended = command(str(damaged), "--port", "0")
+    ended = command(str(damaged), "--port", "0", "--grpc-port", "0")
     assert ended.returncode == 1
     assert "does not match its sha256" in ended.stderr.splitlines()[-1]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fake_models import answer_of, pair_pm, pointwise
+from fake_models import Gate, answer_of, pair_pm, pointwise
 from rm_runtime.serving.server import listening
 from served import PATIENCE, Client, Reply, eventually, serving
 
@@ -21,20 +21,6 @@ QUESTION = [{"role": "user", "content": "How many?"}]
 
 def chat(answer: str) -> dict[str, Any]:
     return {"messages": [*QUESTION, {"role": "assistant", "content": answer}]}
-
-
-class Gate:
-    """Scores an answer by the number in it, once opened; "NaN" has no score."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.entered = threading.Event()
-        self.model = pointwise(self._outputs)
-
-    def _outputs(self, rendered: str) -> dict[str, float]:
-        self.entered.set()
-        assert self.opened.wait(PATIENCE)
-        return {"score": float(answer_of(rendered))}
 
 
 @pytest.fixture

@@ -19,6 +19,10 @@ _DEFAULTS = Limits()
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface; then use API keys.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
 @click.option(
+    "--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="gRPC's. 0: any that is free."
+)
+@click.option("--no-grpc", is_flag=True, help="HTTP alone.")
+@click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="API keys, one a line. Also read from the environment, RM_RUNTIME_API_KEYS. Default: nobody needs one.",
@@ -77,6 +81,8 @@ def serve(
     bundles: tuple[str, ...],
     host: str,
     port: int,
+    grpc_port: int,
+    no_grpc: bool,
     api_key_file: Path | None,
     log_prompts: bool,
     max_body_bytes: int,
@@ -88,7 +94,7 @@ def serve(
     drain_seconds: float,
     **load_options: Any,
 ) -> int:
-    """Score over HTTP until SIGTERM.
+    """Score over HTTP and gRPC until SIGTERM.
 
     A model is named after its bundle's folder, or NAME=BUNDLE; the first is the default. docs/serving.md tells what can
     be asked.
@@ -108,10 +114,15 @@ def serve(
         from rm_runtime.serving.keys import read_keys
         from rm_runtime.serving.server import serve as run
         from rm_runtime.serving.service import Service
+
+        if not no_grpc:
+            from rm_runtime.serving.grpc.server import GrpcServer
     except ModuleNotFoundError as error:
         raise click.ClickException(f"serving needs the package {error.name}; pip install 'rm-export[serve]'") from None
-    open_model = partial(load, verify=True, **load_options)
-    run(Service(named, open_model, limits), host, port, read_keys(api_key_file), log_prompts)
+    service = Service(named, partial(load, verify=True, **load_options), limits)
+    keys = read_keys(api_key_file)
+    grpc = None if no_grpc else GrpcServer(service, keys, host, grpc_port, log_prompts)
+    run(service, host, port, keys, log_prompts, grpc)
     return 0
 
 

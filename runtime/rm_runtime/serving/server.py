@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -14,19 +15,25 @@ from rm_runtime.serving.keys import ApiKeys
 from rm_runtime.serving.logs import log_event, log_to_stderr
 from rm_runtime.serving.service import Service
 
+if TYPE_CHECKING:
+    from rm_runtime.serving.grpc.server import GrpcServer
+
 _STOP_SECONDS = 5
 """After the drain, for bodies that still have not come."""
 
 
-def serve(service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bool = False) -> None:
+def serve(
+    service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bool = False, grpc: GrpcServer | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is in work. port: 0 = any that is free; the log says which.
+    grpc: runs as long as the HTTP server.
 
     Raises ServingError if the address cannot be had, and what loading a bundle raised.
     """
     log_to_stderr()
     with listening(host, port) as listener:
         log_event("listening", host=host, port=listener.getsockname()[1], keys=bool(keys))
-        server = DrainingServer(service, keys, log_prompts)
+        server = DrainingServer(service, keys, log_prompts, grpc)
         server.run(sockets=[listener])
     if service.failure:
         raise service.failure
@@ -36,7 +43,7 @@ def serve(service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bo
 class DrainingServer(uvicorn.Server):
     """Stays reachable while it drains, so that clients are told 503 and not refused. A second signal ends that."""
 
-    def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool) -> None:
+    def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool, grpc: GrpcServer | None = None) -> None:
         app = application(service, keys, self._stop, log_prompts)
         super().__init__(
             uvicorn.Config(
@@ -49,7 +56,18 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._service = service
+        self._grpc = grpc
         self._draining: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc:
+            await self._grpc.start()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._grpc:
+            await self._grpc.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is not None:

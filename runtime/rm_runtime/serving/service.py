@@ -124,14 +124,18 @@ class Service:
         """Requests in work."""
         return len(self._tickets)
 
-    def open_ticket(self) -> Ticket:
-        """Let a request in. Raises NotReadyError, or QueueFullError if too many are in work."""
+    def open_ticket(self, seconds: float | None = None) -> Ticket:
+        """Let a request in. seconds: that its client waits, if it says so.
+
+        Raises NotReadyError, or QueueFullError if too many are in work.
+        """
         if self.state != "ready":
             reason = "bundles are being loaded" if self.state == "loading" else "the server is stopping"
             raise NotReadyError(reason, retry_after=1)
         if self.in_flight >= self.limits.max_requests:
             raise QueueFullError(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
-        ticket = Ticket(self.limits.timeout_seconds)
+        allowed = self.limits.timeout_seconds
+        ticket = Ticket(allowed if seconds is None else min(seconds, allowed))
         self._tickets.add(ticket)
         self.metrics.in_flight.set(self.in_flight)
         return ticket

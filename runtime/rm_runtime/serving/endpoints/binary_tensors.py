@@ -1,4 +1,4 @@
-"""Tensors sent as bytes behind the JSON of an Open Inference Protocol request or answer, as tritonclient does by itself.
+"""Tensors sent as bytes behind the JSON of an Open Inference Protocol request or answer, as tritonclient does.
 
 Source: Triton's protocol/extension_binary_data.md. The header Inference-Header-Content-Length says where the JSON ends;
 a tensor's parameter binary_data_size how many of the bytes behind it are its own.

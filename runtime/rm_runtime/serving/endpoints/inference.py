@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2, whatever it travels over: what a model takes and gives, as arrays by name.
 
 A model takes either `chats`, BYTES [n], each the JSON of a /v1/score request, and gives `replies`, BYTES [n], and where
-every reply has one `score`, FP32 [n]; or `input_ids` and `attention_mask`, INT64 [n, sequence], and gives the graph's own
-outputs.
+every reply has one `score`, FP32 [n]; or `input_ids` and `attention_mask`, INT64 [n, sequence], and gives the graph's
+own outputs.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def _of_ids(inputs: Mapping[str, NDArray[Any]], model: Any, call: Call) -> Tenso
     if "attention_mask" in inputs:
         mask = _checked("attention_mask", inputs, "INT64", 2)
         if mask.shape != ids.shape or ((mask != 0) & (mask != 1)).any():
-            raise RequestError(
-                f"attention_mask must be of zeros and ones in the shape of input_ids, {list(ids.shape)}"
-            )
+            raise RequestError(f"attention_mask must be of zeros and ones in the shape of input_ids, {list(ids.shape)}")
     rows = [_row(number, row, of_row) for number, (row, of_row) in enumerate(zip(ids, mask, strict=True))]
     longest = model.bundle.manifest.prompt.max_length
     if any(len(row) > longest for row in rows):

@@ -24,7 +24,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def infer(document: Any, call: Call) -> Any:
-    """The body of POST /v2/models/{model}/infer -> its response: JSON, or a BinaryReply where the client asks for it."""
+    """The body of POST /v2/models/{model}/infer -> its response, a BinaryReply where the client asks for bytes."""
     fields = fields_of(document)
     inputs = {tensor["name"]: _array(tensor) for tensor in _named(fields, "inputs")}
     asked = _named(fields, "outputs") if fields.get("outputs") else []

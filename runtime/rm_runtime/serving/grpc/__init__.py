@@ -1,0 +1,1 @@
+"""The Open Inference Protocol over gRPC: messages, what its methods answer, and the server."""
