@@ -174,14 +174,34 @@ def test_a_bundle_with_a_wrong_hash_is_not_served(bundle: Path, tmp_path: Path) 
     assert "does not match its sha256" in ended.stderr.splitlines()[-1]
 
 
-def test_a_port_that_is_taken_is_one_line(bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("ports", "advice"),
+    [(("--port", "TAKEN"), ""), (("--port", "0", "--grpc-port", "TAKEN"), " --grpc-port, or --no-grpc")],
+)
+def test_a_port_that_is_taken_is_one_line(bundle: Path, ports: tuple[str, ...], advice: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = command(str(bundle), "--port", port)
+        ended = command(str(bundle), *(port if option == "TAKEN" else option for option in ports))
     assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
-        f"rm-runtime: error: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"
+    assert [line for line in ended.stderr.splitlines() if '"level": "info"' not in line] == [
+        f"rm-runtime: error: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another{advice}"
     ]
+
+
+def test_without_grpcio_it_serves_http_alone_when_told_so(bundle: Path) -> None:
+    without = "import sys; sys.modules['grpc'] = None; from rm_runtime.cli import main; sys.exit(main())"
+    asked = [sys.executable, "-c", without, "serve", str(bundle), "--port", "0"]
+    ended = subprocess.run(asked, env=environment(), check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 1
+    assert "pip install 'rm-export[serve]', or --no-grpc" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    with subprocess.Popen([*asked, "--no-grpc"], env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = json.loads(process.stderr.readline())["port"]
+        eventually(lambda: Client(port).get("/health").status == 200)
+        process.send_signal(signal.SIGTERM)
+        assert "gRPC" not in process.stderr.read()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -212,7 +232,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_runtime_does_not_import_the_server() -> None:
-    heavy = {"starlette", "uvicorn", "prometheus_client"}
+    heavy = {"starlette", "uvicorn", "prometheus_client", "grpc", "google.protobuf"}
     program = f"import sys, rm_runtime, rm_runtime.cli; print({heavy} & set(sys.modules))"
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment(), check=True, capture_output=True, text=True

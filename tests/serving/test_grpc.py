@@ -229,13 +229,19 @@ def test_an_engine_that_fails_is_internal(triton: InferenceServerClient) -> None
     assert triton.infer("rm", chats(chat("1"))).as_numpy("score").tolist() == [1.0]
 
 
-@pytest.mark.parametrize("compression", [None, "gzip"])
-def test_a_message_beyond_the_limit_is_refused_before_it_is_read(compression: str | None) -> None:
+def test_a_message_beyond_the_limit_is_refused_before_it_is_read() -> None:
     with serving({"rm": MODEL}, grpc=True, max_body_bytes=10_000) as client, triton_of(client) as triton:
-        code, line = refusal(lambda: triton.infer("rm", chats(chat("1" * 100_000)), compression_algorithm=compression))
+        code, line = refusal(lambda: triton.infer("rm", chats(chat("1" * 100_000))))
         assert (code, "larger than max" in line) == ("RESOURCE_EXHAUSTED", True)
         assert triton.infer("rm", chats(chat("1"))).as_numpy("score").tolist() == [1.0]
         assert client.metric("rm_requests_in_flight") == 0
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_a_compressed_message_is_refused_however_small(triton: InferenceServerClient, compression: str) -> None:
+    code, line = refusal(lambda: triton.infer("rm", chats(chat("1" * 1000)), compression_algorithm=compression))
+    assert (code, f"'{compression}' is disabled" in line) == ("UNIMPLEMENTED", True)
+    assert triton.infer("rm", chats(chat("1"))).as_numpy("score").tolist() == [1.0]
 
 
 def test_too_many_rows_are_an_invalid_argument_as_they_will_never_fit() -> None:
@@ -509,11 +515,13 @@ def test_logs_hold_no_text_of_clients_unless_asked(bundle: Path) -> None:
         with served_process(str(bundle), "--grpc-port", "0", *flags) as (_, client, lines), triton_of(client) as triton:
             triton.infer("mean", chats(secret))
             refusal(lambda triton=triton: triton.infer("mean", chats({"messages": [{"role": "xyzzy"}]})))
-            eventually(lambda lines=lines: sum(INFER in line for line in lines) == 2)
+            refusal(lambda triton=triton: triton.infer("mean", chats(secret), compression_algorithm="gzip"))
+            eventually(lambda lines=lines: sum(INFER in line for line in lines) == 3)
         assert ("xyzzy" in "".join(lines)) == logged
-        first, second = (json.loads(line) for line in lines if INFER in line)
+        first, second, third = (line for line in map(json.loads, lines) if line.get("route") == INFER)
         assert (first["status"], first["model"], first["rows"]) == ("OK", "mean", 1)
         assert (second["status"], second["error"]) == ("INVALID_ARGUMENT", "ScoringError")
+        assert third["status"] == "CANCELLED", "by gRPC, which refuses compressed messages itself"
 
 
 def described(message: DescriptorProto, path: str = "") -> Iterator[tuple[Any, ...]]:

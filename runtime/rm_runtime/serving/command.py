@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def serve(
     be asked.
     """
     named = _named(bundles)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON, and calls that fail are in ours
     limits = Limits(
         max_body_bytes=max_body_bytes,
         max_rows=max_rows,
@@ -118,7 +120,10 @@ def serve(
         if not no_grpc:
             from rm_runtime.serving.grpc.server import GrpcServer
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"serving needs the package {error.name}; pip install 'rm-export[serve]'") from None
+        instead = ", or --no-grpc" if str(error.name).startswith(("grpc", "google")) else ""
+        raise click.ClickException(
+            f"serving needs the package {error.name}; pip install 'rm-export[serve]'{instead}"
+        ) from None
     service = Service(named, partial(load, verify=True, **load_options), limits)
     keys = read_keys(api_key_file)
     grpc = None if no_grpc else GrpcServer(service, keys, host, grpc_port, log_prompts)

@@ -123,7 +123,7 @@ def _typed(tensor: Any) -> NDArray[Any]:
 
 def _contents(outputs: Tensors, raw: bool) -> dict[str, Any]:
     """The response's outputs and raw_output_contents."""
-    described = [
+    described: list[dict[str, Any]] = [
         {"name": name, "datatype": datatype_of(array), "shape": array.shape} for name, array in outputs.items()
     ]
     if raw:

@@ -29,6 +29,7 @@ from rm_runtime.serving.grpc.messages import SERVICE, message, parsed
 from rm_runtime.serving.grpc.methods import QUESTIONS, infer
 from rm_runtime.serving.keys import ApiKeys
 from rm_runtime.serving.logs import log_event
+from rm_runtime.serving.server import listening
 from rm_runtime.serving.service import Service
 
 HEALTH = "grpc.health.v1.Health"
@@ -54,25 +55,32 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", self._service.limits.max_body_bytes),
+                # not compressed: before 1.82 gRPC unpacks a message to measure it, and it may be a thousand times larger
+                ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.so_reuseport", 0),  # or a second server would share this one's port, and its clients
             )
         )
         methods = {name: self._question(name) for name in QUESTIONS} | {"ModelInfer": self._infer}
         self._add(SERVICE, methods)
         self._add(HEALTH, {"Check": self._health})
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        try:
-            self.port = self._server.add_insecure_port(f"{host}:{self.port}")
-        except RuntimeError:
-            raise ServingError(
-                f"cannot listen on {self._host} port {self.port} for gRPC; choose another --grpc-port, or --no-grpc"
-            ) from None
+        self._listen()
         await self._server.start()
         log_event("listening for gRPC", host=self._host, port=self.port)
 
     async def stop(self) -> None:
         """Let no more calls in, and let the answers that are made go out."""
         await self._server.stop(_STOP_SECONDS)
+
+    def _listen(self) -> None:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            if self.port:
+                listening(self._host, self.port).close()  # gRPC does not say why it cannot
+            self.port = self._server.add_insecure_port(f"{host}:{self.port}")
+        except ServingError as error:
+            raise ServingError(f"{error} --grpc-port, or --no-grpc") from None
+        except RuntimeError:
+            raise ServingError(f"gRPC cannot listen on {self._host} port {self.port}; choose another") from None
 
     def _add(self, service: str, methods: dict[str, Answer]) -> None:
         # One request is a stream of one on the wire: read as a stream, it can be refused before it comes, or comes late
@@ -96,9 +104,7 @@ class GrpcServer:
             except asyncio.CancelledError:
                 error = ClientGoneError("the client hung up before it was answered")
                 raise
-            except (
-                Exception
-            ) as caught:  # not told by context.abort: a server that stops forgets what comes after it
+            except Exception as caught:  # not told by context.abort: a server that stops forgets what comes after it
                 error = caught
                 context.set_code(code_of(error))
                 context.set_details(line_of(error))
