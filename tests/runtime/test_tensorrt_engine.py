@@ -19,6 +19,7 @@ from rm_export.checkpoint import open_checkpoint
 from rm_export.exporter import export_checkpoint
 from rm_runtime.bundle import Bundle, open_bundle
 from rm_runtime.engines import Arrays, Engine, open_engine
+from rm_runtime.engines.protocol import Reservable
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.engines.tensorrt_engine import GRAPHS, LENGTH_STEP
 from rm_runtime.errors import EngineError
@@ -104,6 +105,28 @@ def test_the_smallest_profile_that_holds_the_request_is_taken(
 def test_rows_are_padded_to_the_length_step(engine: Engine, trt: FakeTensorRt, length: int, padded: int) -> None:
     engine.run(batch(2, length))
     assert trt.ran[0][1]["input_ids"] == (2, padded)
+
+
+def test_reserve_takes_the_memory_of_every_profile_of_both_graphs_so_that_later_shapes_need_none(
+    bundle: Bundle, trt: FakeTensorRt
+) -> None:
+    both = open_engine(bundle, "tensorrt")
+    assert isinstance(both, SharedPrefixEngine)
+    both.reserve()
+    allocated = set(trt.cuda.memory)
+    trt.contexts = 0
+    prefix = {"prefix_ids": np.full((1, 9), 7, np.int64)}
+    for inputs in (batch(2, 30), batch(2, 100), {**batch(2, 30), **prefix}, {**batch(2, 100), **prefix}):
+        both.run(inputs)
+    assert set(trt.cuda.memory) == allocated
+
+
+def test_reserve_fails_where_the_memory_does_not_suffice(engine: Engine, trt: FakeTensorRt) -> None:
+    trt.contexts = 1
+    engine.run(batch(2, 30))
+    assert isinstance(engine, Reservable)
+    with pytest.raises(EngineError, match="no memory left"):
+        engine.reserve()
 
 
 def test_a_shape_that_comes_again_is_launched_as_a_graph_and_gives_the_scores_of_the_new_ids(

@@ -25,6 +25,10 @@ class PrefixEngine:
     def __init__(self, plain: FakeEngine) -> None:
         self._plain = plain
         self.shared: list[int] = []
+        self.reserved = 0
+
+    def reserve(self) -> None:
+        self.reserved += 1
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         ids, mask, prefix = inputs["input_ids"], inputs["attention_mask"], inputs["prefix_ids"]
@@ -48,7 +52,7 @@ def test_a_prefix_that_two_requests_have_in_common_is_computed_once() -> None:
     second = PrefixEngine(model.engine)
     model.engine = SharedPrefixEngine(model.engine, lambda: second)
     with serving({"rm": model}) as client, ThreadPoolExecutor(3) as pool:
-        assert second.shared == [1], "the second graph was warmed up"
+        assert (second.shared, second.reserved) == ([1], 1), "the second graph was warmed up, its memory taken"
         first = pool.submit(
             client.post, "/v1/score", {"messages": [{"role": "user", "content": "wait"}, *chat("")[1:]]}
         )

@@ -26,6 +26,14 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Reservable(Protocol):
+    """An engine that takes the memory of a range of shapes when it first meets one of them."""
+
+    def reserve(self) -> None:
+        """Take it all now. Raises EngineError if there is not enough."""
+
+
+@runtime_checkable
 class RowRunner(Protocol):
     """What may stand in an engine's place: it makes batches of rows itself, a server's queue of many requests' rows."""
 

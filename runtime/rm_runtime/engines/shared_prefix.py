@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rm_runtime.engines.protocol import Arrays, Engine
+from rm_runtime.engines.protocol import Arrays, Engine, Reservable
 
 
 class SharedPrefixEngine:
@@ -26,6 +26,12 @@ class SharedPrefixEngine:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         return (self._opened() if "prefix_ids" in inputs else self._plain).run(inputs)
+
+    def reserve(self) -> None:
+        """Open the second graph, and take what memory both will need. Raises EngineError if there is not enough."""
+        for engine in (self._plain, self._opened()):
+            if isinstance(engine, Reservable):
+                engine.reserve()
 
     def _opened(self) -> Engine:
         with self._lock:

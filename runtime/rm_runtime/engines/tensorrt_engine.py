@@ -62,11 +62,22 @@ class TensorRtEngine:
             ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def reserve(self) -> None:
+        """Make every profile's context and memory now. Raises EngineError if the GPU has too little."""
+        with self._lock:
+            checked(self._cuda.cudaSetDevice(self._device))
+            for number in range(len(self._plan.profiles)):
+                self._slot(number)
+
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        number = fitting_profile(self._plan, {name: array.shape for name, array in inputs.items()})
+        return self._slot(fitting_profile(self._plan, {name: array.shape for name, array in inputs.items()})).run(
+            inputs
+        )
+
+    def _slot(self, number: int) -> _Slot:
         if number not in self._slots:
             self._slots[number] = _Slot(self._engine, self._plan, number, self._cuda, self._stream)
-        return self._slots[number].run(inputs)
+        return self._slots[number]
 
 
 class _Slot:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from rm_runtime.batching import run_rows
+from rm_runtime.engines.protocol import Reservable
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.errors import RequestError
 from rm_runtime.serving.batcher import Batcher
@@ -170,7 +171,10 @@ class Service:
 
 
 def _warm_up(model: Any) -> None:
-    """Open the graph of shared prefixes now, not while a client waits; `load` has run the other one."""
+    """Open the graph of shared prefixes and take an engine's memory now, not while a client waits: for a length that
+    comes later there might be none left. `load` has run the other graph."""
     if isinstance(model.engine, SharedPrefixEngine):
         ids = np.full((1, 2), model.bundle.manifest.pad_token_id, np.int64)
         model.engine.run({"input_ids": ids, "attention_mask": np.ones_like(ids), "prefix_ids": ids})
+    if isinstance(model.engine, Reservable):
+        model.engine.reserve()

@@ -55,7 +55,7 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", self._service.limits.max_body_bytes),
-                # not compressed: before 1.82 gRPC unpacks a message to measure it, and it may be a thousand times larger
+                # not compressed: gRPC before 1.82 unpacks a message to measure it, be it a thousand times larger
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.so_reuseport", 0),  # or a second server would share this one's port, and its clients
             )
