@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fake_models import FakeEngine, pair_pm, pointwise
+from rm_runtime.serving.grpc.messages import message
 from rm_runtime.serving.routes import POST_ROUTES
 from served import Client, serving
 
@@ -70,7 +73,7 @@ def client() -> Iterator[Client]:
     scalar: Any = pointwise(lambda rendered: {"score": float(len(rendered))})
     pairwise: Any = pair_pm(lambda a, b: (0.0, 0.0))
     pairwise.engine = FakeEngine(lambda ids: {"logits": (float(ids.sum() % 7), 1.0)})  # it need not find the answers
-    with serving({"rm": scalar, "pm": pairwise}) as running:
+    with serving({"rm": scalar, "pm": pairwise}, grpc=True) as running:
         yield running
 
 
@@ -87,3 +90,38 @@ def test_any_json_is_answered_or_refused(client: Client, path: str, document: An
 @given(body=st.binary(max_size=60))
 def test_any_bytes_are_answered_or_refused(client: Client, body: bytes) -> None:
     assert client.ask("POST", "/v1/score", body).status in (400, 422)
+
+
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["chats", "input_ids", "attention_mask", "pixels"]),
+        "datatype": st.sampled_from(["BYTES", "INT64", "FP32", ""]),
+        "shape": st.lists(st.integers(-1, 3) | st.integers(-(2**63), 2**63 - 1), max_size=3),
+        "contents": st.fixed_dictionaries(
+            {},
+            optional={
+                "int64_contents": st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=4),
+                "bytes_contents": st.lists(st.sampled_from(["", "e30=", "/w==", "W10="]), max_size=3),
+            },
+        ),
+    },
+)
+CALL = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=3)},
+    optional={
+        "model_name": st.sampled_from(["rm", "pm", "other"]),
+        "model_version": st.sampled_from(["", "1", "x"]),
+        "outputs": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["score", "replies", "x"])}), max_size=2),
+        "raw_input_contents": st.lists(st.sampled_from(["", "AQAAAAAAAAA=", "AgAAAHt9"]), max_size=3),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.one_of(st.binary(max_size=60), CALL.map(lambda call: ParseDict(call, message("ModelInferRequest")()))))
+def test_any_message_is_answered_or_refused(client: Client, body: Any) -> None:
+    content = body if isinstance(body, bytes) else body.SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{client.grpc_port}") as channel:
+        asked = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(content)
+        assert asked.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"), asked.details()

@@ -21,7 +21,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
-            "rm_requests", "Answered requests, by route and status: HTTP's, or gRPC's code.", ["route", "status"], registry=registry
+            "rm_requests", "Answered requests, by route and status.", ["route", "status"], registry=registry
         )
         self.seconds = Histogram(
             "rm_request_seconds", "From a request's head to its answer.", ["route"], buckets=_SECONDS, registry=registry

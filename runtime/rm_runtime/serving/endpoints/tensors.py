@@ -18,6 +18,9 @@ from rm_runtime.errors import RequestError
 
 Tensors = dict[str, NDArray[Any]]
 
+_MAX_SIZE = 2**31
+"""Arrays of no elements may have greater sizes, which numpy refuses."""
+
 _DATATYPES = {"i": "INT64", "f": "FP32", "O": "BYTES"}
 
 
@@ -36,8 +39,8 @@ def bytes_tensor(elements: Sequence[bytes]) -> NDArray[Any]:
 def shaped(name: str, values: NDArray[Any], shape: object) -> NDArray[Any]:
     """Values in row-major order in a shape that a client wrote. Raises RequestError if they do not fit."""
     sizes = shape if isinstance(shape, list) else []
-    if not sizes or any(type(size) is not int or size < 0 for size in sizes):
-        raise RequestError(f"{name} has the shape {shape!r}; send a list of its sizes")
+    if len(sizes) not in (1, 2) or any(type(size) is not int or not 0 <= size < _MAX_SIZE for size in sizes):
+        raise RequestError(f"{name} must have a shape of one or two sizes, each below {_MAX_SIZE}")
     if len(values) != math.prod(sizes):
         raise RequestError(f"{name} has {len(values)} values, its shape {sizes} needs {math.prod(sizes)}")
     return values.reshape(sizes)
