@@ -215,6 +215,9 @@ def test_kserve_infers_token_ids_with_their_padding(client: Client) -> None:
         ([{**tensor("input_ids", [[1]]), "parameters": {"shared_memory_region": "x"}}], "does not support"),
         ([{**tensor("input_ids", [[1]]), "datatype": "FP32"}], "must be INT64"),
         ([tensor("pixels", [[1]])], "send chats"),
+        ([tensor("input_ids", [[1]])] * 2, "there twice"),
+        ([{**tensor("input_ids", [[1]]), "data": 1}], "must be an array"),
+        ([{**tensor("input_ids", [[1]]), "shape": [0, 1], "data": []}], "no row"),
     ],
 )
 def test_kserve_refuses_ids_that_would_break_the_engine(client: Client, inputs: list[Any], reason: str) -> None:

@@ -108,6 +108,8 @@ def _document(chat: bytes) -> Any:
 def _of_ids(inputs: Mapping[str, NDArray[Any]], model: Any, call: Call) -> Tensors:
     ids = _checked("input_ids", inputs, "INT64", 2)
     check_rows(len(ids), call.limits)
+    if not len(ids):
+        raise RequestError("input_ids has no row")
     known = model.bundle.tokenizer().get_vocab_size()
     if ((ids < 0) | (ids >= known)).any():
         raise RequestError(f"input_ids holds an id that the tokenizer has not; they are 0 to {known - 1}")

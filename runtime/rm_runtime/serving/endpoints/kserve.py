@@ -15,7 +15,7 @@ from rm_runtime.errors import RequestError
 from rm_runtime.serving.call import Call, fields_of
 from rm_runtime.serving.endpoints import inference
 from rm_runtime.serving.endpoints.binary_tensors import BinaryReply
-from rm_runtime.serving.endpoints.tensors import bytes_tensor, datatype_of, refuse_datatype, shaped, to_raw
+from rm_runtime.serving.endpoints.tensors import bytes_tensor, datatype_of, named, refuse_datatype, shaped, to_raw
 
 
 def server_metadata() -> dict[str, Any]:
@@ -26,8 +26,10 @@ def server_metadata() -> dict[str, Any]:
 def infer(document: Any, call: Call) -> Any:
     """The body of POST /v2/models/{model}/infer -> its response, a BinaryReply where the client asks for bytes."""
     fields = fields_of(document)
-    inputs = {tensor["name"]: _array(tensor) for tensor in _named(fields, "inputs")}
-    asked = _named(fields, "outputs") if fields.get("outputs") else []
+    if not isinstance(fields.get("id"), str | None):
+        raise RequestError('"id" must be a text')
+    inputs = named((tensor["name"], _array(tensor)) for tensor in _tensors(fields, "inputs"))
+    asked = [] if fields.get("outputs") is None else _tensors(fields, "outputs")
     outputs = inference.infer(inputs, [tensor["name"] for tensor in asked], call)
     by_default = _parameters(fields).get("binary_data_output") is True
     as_bytes = {tensor["name"]: _parameters(tensor).get("binary_data", by_default) is True for tensor in asked}
@@ -41,12 +43,12 @@ def infer(document: Any, call: Call) -> Any:
         else:
             tensors.append({**tensor, "data": _listed(array)})
     reply = {"model_name": call.model_name, "model_version": inference.MODEL_VERSION, "outputs": tensors}
-    if isinstance(fields.get("id"), str):
+    if fields.get("id") is not None:
         reply["id"] = fields["id"]
     return BinaryReply(reply, b"".join(contents)) if contents else reply
 
 
-def _named(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def _tensors(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Tensors, each with a name."""
     tensors = fields.get(key)
     if not isinstance(tensors, list):
@@ -66,13 +68,15 @@ def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
 def _array(tensor: dict[str, Any]) -> NDArray[Any]:
     values = tensor.get("data")
     if not isinstance(values, np.ndarray):  # as which bytes behind the JSON were read
+        if not isinstance(values, list):
+            raise RequestError(f"the data of {tensor['name']} must be an array")
         values = _values(tensor["name"], tensor.get("datatype"), list(_flat(values)))
     return shaped(tensor["name"], values, tensor.get("shape"))
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flat(values: list[Any]) -> Iterator[Any]:
     """data may be nested or flat."""
-    for value in values if isinstance(values, list) else []:
+    for value in values:
         if isinstance(value, list):
             yield from value
         else:

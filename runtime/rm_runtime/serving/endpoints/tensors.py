@@ -8,7 +8,7 @@ bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,16 @@ def bytes_tensor(elements: Sequence[bytes]) -> NDArray[Any]:
     array = np.empty(len(elements), np.object_)
     array[:] = elements
     return array
+
+
+def named(arrays: Iterable[tuple[str, NDArray[Any]]]) -> Tensors:
+    """A request's inputs by name. Raises RequestError for a name that is there twice."""
+    inputs: Tensors = {}
+    for name, array in arrays:
+        if name in inputs:
+            raise RequestError(f"the input {name!r} is there twice")
+        inputs[name] = array
+    return inputs
 
 
 def shaped(name: str, values: NDArray[Any], shape: object) -> NDArray[Any]:

@@ -7,25 +7,23 @@ import grpc
 from rm_runtime.serving.errors import ServingError, status_of, told
 
 _CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
-    413: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which clients wait for: this will never fit
-    422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
-    500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+"""By HTTP status. 413 is not RESOURCE_EXHAUSTED, which clients wait for: it will never fit."""
 _MAX_LINE_BYTES = 4096
 """Of the line as it is sent, in a header: clients refuse more than 8 KiB of those."""
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
-    """The code an error is answered with."""
-    return _CODES[status_of(error)]
+    """The code an error is answered with: INVALID_ARGUMENT for what the client wrote, INTERNAL for what is ours."""
+    status = status_of(error)
+    return _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT if status < 500 else grpc.StatusCode.INTERNAL)
 
 
 def line_of(error: Exception) -> str:

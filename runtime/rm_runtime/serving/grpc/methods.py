@@ -19,6 +19,7 @@ from rm_runtime.serving.endpoints.tensors import (
     bytes_tensor,
     datatype_of,
     from_raw,
+    named,
     refuse_datatype,
     shaped,
     to_raw,
@@ -104,13 +105,16 @@ def _inputs(request: Any) -> Tensors:
     raws = request.raw_input_contents
     if raws and len(raws) != len(request.inputs):
         raise RequestError(f"there are {len(raws)} raw_input_contents for {len(request.inputs)} inputs")
-    arrays = {}
-    for place, tensor in enumerate(request.inputs):
-        if raws and tensor.HasField("contents"):
-            raise RequestError(f"{tensor.name} has contents, and there are raw_input_contents; send one of them")
-        values = from_raw(tensor.name, tensor.datatype, raws[place]) if raws else _typed(tensor)
-        arrays[tensor.name] = shaped(tensor.name, values, list(tensor.shape))
-    return arrays
+    return named(
+        (tensor.name, _array(tensor, raws[place] if raws else None)) for place, tensor in enumerate(request.inputs)
+    )
+
+
+def _array(tensor: Any, raw: bytes | None) -> NDArray[Any]:
+    if raw is not None and tensor.HasField("contents"):
+        raise RequestError(f"{tensor.name} has contents, and there are raw_input_contents; send one of them")
+    values = _typed(tensor) if raw is None else from_raw(tensor.name, tensor.datatype, raw)
+    return shaped(tensor.name, values, list(tensor.shape))
 
 
 def _typed(tensor: Any) -> NDArray[Any]:
