@@ -67,6 +67,27 @@ NEARLY_RIGHT = st.fixed_dictionaries(
     },
 )
 
+NUMBERS = st.lists(st.integers(-1, 9), max_size=4)
+TENSOR = st.fixed_dictionaries(
+    {"name": st.sampled_from(["chats", "input_ids", "attention_mask"])},
+    optional={
+        "datatype": st.one_of(st.sampled_from(["BYTES", "INT64"]), LEAVES),
+        "shape": st.one_of(st.lists(st.integers(-1, 3), max_size=3), JSON),
+        "data": st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3), st.lists(JSON.map(json.dumps), max_size=3), JSON),
+        "parameters": JSON,
+    },
+)
+REQUEST = st.one_of(
+    JSON,
+    st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=3)}),
+    st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=2), "responses": st.lists(st.text(max_size=4))}),
+)
+FUZZED = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
@@ -78,7 +99,7 @@ def client() -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("path", [route.path.format(model="rm") for route in POST_ROUTES])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZED
 @given(document=st.one_of(JSON, NEARLY_RIGHT))
 def test_any_json_is_answered_or_refused(client: Client, path: str, document: Any) -> None:
     reply = client.ask("POST", path, json.dumps(document).encode())
@@ -86,7 +107,34 @@ def test_any_json_is_answered_or_refused(client: Client, path: str, document: An
     assert reply.status == 200 or reply.json["error"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZED
+@given(
+    tensors=st.one_of(JSON, st.lists(TENSOR, max_size=3)),
+    outputs=st.one_of(st.none(), JSON, st.lists(st.fixed_dictionaries({"name": st.sampled_from(["score", "x"])}))),
+)
+def test_any_tensors_are_answered_or_refused(client: Client, tensors: Any, outputs: Any) -> None:
+    body = json.dumps({"inputs": tensors, "outputs": outputs}).encode()
+    for model in ("rm", "pm"):
+        assert client.ask("POST", f"/v2/models/{model}/infer", body).status in (200, 422)
+
+
+@FUZZED
+@given(requests=st.lists(REQUEST, max_size=5), model=st.sampled_from(["rm", "pm"]))
+def test_the_rows_that_a_refusal_names_are_those_that_have_no_answer(
+    client: Client, requests: list[Any], model: str
+) -> None:
+    document = {"requests": requests, "model": model}
+    returned = client.post("/v1/score", {**document, "errors": "return"})
+    assert returned.status == 200
+    replies = returned.json["replies"]
+    assert len(replies) == len(requests)
+    failed = [{"row": row, **reply} for row, reply in enumerate(replies) if "error" in reply]
+    raised = client.post("/v1/score", document)
+    assert raised.status == (422 if failed else 200)
+    assert (raised.json["rows"] if failed else raised.json["replies"]) == (failed or replies)
+
+
+@FUZZED
 @given(body=st.binary(max_size=60))
 def test_any_bytes_are_answered_or_refused(client: Client, body: bytes) -> None:
     assert client.ask("POST", "/v1/score", body).status in (400, 422)

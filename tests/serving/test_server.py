@@ -274,7 +274,8 @@ def test_the_openapi_document_has_every_route_and_every_example_is_understood(sc
     document = scoring.get("/openapi.json").json
     assert set(document["paths"]) == {*GET_ROUTES, *(route.path for route in POST_ROUTES)}
     for path, methods in document["paths"].items():
-        ((method, described),) = methods.items()
+        method = "post" if "post" in methods else "get"
+        described = methods[method]
         example = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
         answered = scoring.ask(method.upper(), path.format(model="rm"), example and json.dumps(example).encode())
         # the fake model reads numbers only: an example may fail in its engine or for its text, never for its form

@@ -86,7 +86,7 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
         return await ready(request)
 
     async def openapi(_: Request) -> Response:
-        return JSONResponse(openapi_document())
+        return JSONResponse(openapi_document(service.names))
 
     async def try_out(request: Request) -> Response:
         return playground.answer(request)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from rm_runtime.serving.errors import ClientGoneError, ServingError
-from rm_runtime.serving.routes import GET_ROUTES, POST_ROUTES
+from rm_runtime.serving.routes import GET_ROUTES, OPEN_ROUTES, POST_ROUTES
+from rm_runtime.serving.schemas import COMPONENTS, REPLIES, body_of
 
-_PATH_MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+TEXTS = {"/metrics": "text/plain", "/docs": "text/html"}
+"""Media types of what is answered other than in JSON."""
+RETRIED = (429, 503)
+"""Statuses that say when to come back."""
 
 
 def status_codes() -> dict[int, str]:
@@ -23,60 +28,46 @@ def status_codes() -> dict[int, str]:
     return dict(sorted(codes.items()))
 
 
-def openapi_document() -> dict[str, Any]:
-    """OpenAPI 3.1: every route, with an example of each body."""
-    errors = {
-        str(status): {
-            "description": text,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-        }
-        for status, text in status_codes().items()
-    }
+def openapi_document(models: Sequence[str]) -> dict[str, Any]:
+    """OpenAPI 3.1: every route, with an example of each body. models: the names that are served."""
+    model = {"name": "model", "in": "path", "required": True, "schema": {"enum": list(models)}}
     paths: dict[str, Any] = {}
     for path, summary in GET_ROUTES.items():
-        described = {
-            "summary": summary,
-            "responses": {"200": {"description": "OK"}, "default": {"description": "Error"}},
-        }
-        paths[path] = {"get": {**described, **_parameters(path)}}
+        paths[path] = {"get": _operation(path, summary, (500, 503) if path in OPEN_ROUTES else (401, 404, 500, 503))}
     for route in POST_ROUTES:
-        body = {"schema": {"type": "object"}, "example": route.request}
+        body = {"schema": body_of(route.path, models), "example": route.request}
         paths[route.path] = {
             "post": {
-                "summary": route.summary,
-                **_parameters(route.path),
+                **_operation(route.path, route.summary, tuple(status_codes())),
                 "requestBody": {"required": True, "content": {"application/json": body}},
-                "responses": {
-                    "200": {"description": "OK", "content": {"application/json": {"schema": {}}}},
-                    **errors,
-                },
             }
         }
-    error_schema = {
-        "type": "object",
-        "required": ["error", "error_type"],
-        "properties": {
-            "error": {"type": "string"},
-            "error_type": {"type": "string"},
-            "rows": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": {"row": {"type": "integer"}, "error": {"type": "string"}},
-                },
-            },
-        },
-    }
+    for path, operations in paths.items():
+        if "{model}" in path:
+            operations["parameters"] = [model]
     return {
         "openapi": "3.1.0",
         "info": {"title": "rm-runtime", "version": version("rm-export")},
         "paths": paths,
         "components": {
-            "schemas": {"Error": error_schema},
+            "schemas": COMPONENTS,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _operation(path: str, summary: str, statuses: Sequence[int]) -> dict[str, Any]:
+    replied = {"application/json": {"schema": REPLIES[path]}} if path in REPLIES else {TEXTS[path]: {}}
+    responses: dict[str, Any] = {"200": {"description": "OK", "content": replied}}
+    for status in statuses:
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        responses[str(status)] = {"description": status_codes()[status], "content": error}
+        if status in RETRIED:
+            responses[str(status)]["headers"] = {
+                "Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}
+            }
+    return {"summary": summary, "responses": responses, **({"security": []} if path in OPEN_ROUTES else {})}
 
 
 def page() -> str:
@@ -101,10 +92,6 @@ def page() -> str:
 def _table(rows: Any) -> str:
     cells = (f"<tr><td><code>{html.escape(left)}</code><td>{html.escape(right)}" for left, right in rows)
     return f"<table>{''.join(cells)}</table>"
-
-
-def _parameters(path: str) -> dict[str, Any]:
-    return {"parameters": [_PATH_MODEL]} if "{model}" in path else {}
 
 
 def _first_line(error: type) -> str:

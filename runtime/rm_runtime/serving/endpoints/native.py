@@ -77,7 +77,7 @@ def _answer(document: Any, call: Call, refusal: Callable[[RequestLine], str | No
         return reply
     if not isinstance(requests, list):
         raise RequestError('"requests" must be an array of requests')
-    errors = fields.get("errors") or "raise"
+    errors = "raise" if fields.get("errors") is None else fields["errors"]
     check_error_policy(errors)
     replies = raise_if_asked(replies_to(requests, model, call, refusal, details), errors)
     return {"replies": [{"error": str(reply)} if isinstance(reply, RewardModelError) else reply for reply in replies]}
