@@ -66,6 +66,17 @@ def test_too_many_requests_at_once_are_429(gate: Gate) -> None:
         assert waiting.result().status == 200
 
 
+def test_bodies_that_are_too_large_together_are_429_until_one_is_answered(gate: Gate) -> None:
+    with serving({"rm": gate.model}, max_body_bytes=1000) as client:
+        waiting = in_threads(client, *[chat("1" + " " * 800)] * 17)
+        assert gate.entered.wait(PATIENCE)
+        eventually(lambda: client.metric("rm_requests_in_flight") == 17)
+        eventually(lambda: client.post("/v1/score", chat("2" + " " * 800)).status == 429)
+        gate.opened.set()
+        assert {one.result().status for one in waiting} == {200}
+        assert client.post("/v1/score", chat("2" + " " * 800)).json == {"score": 2.0}
+
+
 @pytest.mark.parametrize(
     ("limits", "document", "reason"),
     [

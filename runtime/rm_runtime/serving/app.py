@@ -37,6 +37,7 @@ from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.openapi import openapi_document, page
 from rm_runtime.serving.routes import OPEN_ROUTES, POST_ROUTES
 from rm_runtime.serving.service import Service
+from rm_runtime.serving.ticket import Ticket
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -146,7 +147,7 @@ def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handle
         call = Call(service, ticket, dict(request.path_params))
         text = b""
         try:
-            text = await _body(request, service.limits.max_body_bytes, service.limits.body_seconds)
+            text = await _body(request, service, ticket)
             return await _answered(request, call, text, answer)
         finally:
             service.close_ticket(ticket)
@@ -157,8 +158,9 @@ def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handle
     return handler
 
 
-async def _body(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises TooLargeError, SlowBodyError, ClientGoneError."""
+async def _body(request: Request, service: Service, ticket: Ticket) -> bytes:
+    """The whole body. Raises TooLargeError, QueueFullError, SlowBodyError, ClientGoneError."""
+    limit, seconds = service.limits.max_body_bytes, service.limits.body_seconds
     pieces: list[bytes] = []
     size = int(request.headers.get("content-length", 0))
     try:
@@ -169,6 +171,7 @@ async def _body(request: Request, limit: int, seconds: float) -> bytes:
                     size += len(piece)
                     if size > limit:
                         break
+                    service.hold(ticket, len(piece))
                     pieces.append(piece)
     except TimeoutError:
         raise SlowBodyError(f"the body did not come within {seconds:g} seconds") from None

@@ -46,6 +46,13 @@ _DEFAULTS = Limits()
     help="At once. Else 429.",
 )
 @click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.max_connections,
+    show_default=True,
+    help="Open at once. Else 503.",
+)
+@click.option(
     "--max-queue-rows",
     type=click.IntRange(min=1),
     default=_DEFAULTS.max_queue_rows,
@@ -89,6 +96,7 @@ def serve(
     max_body_bytes: int,
     max_rows: int,
     max_requests: int,
+    max_connections: int,
     max_queue_rows: int,
     max_queue_tokens: int,
     timeout_seconds: float,
@@ -106,6 +114,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         max_rows=max_rows,
         max_requests=max_requests,
+        max_connections=max_connections,
         max_queue_rows=max_queue_rows,
         max_queue_tokens=max_queue_tokens,
         timeout_seconds=timeout_seconds,

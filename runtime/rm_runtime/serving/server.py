@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from rm_runtime.serving.app import application
+from rm_runtime.serving.connection import BoundedConnection
 from rm_runtime.serving.errors import ServingError
 from rm_runtime.serving.keys import ApiKeys
 from rm_runtime.serving.logs import log_event, log_to_stderr
@@ -45,9 +47,15 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool, grpc: GrpcServer | None = None) -> None:
         app = application(service, keys, self._stop, log_prompts)
+        connection = partial(
+            BoundedConnection, limits=service.limits, refused=lambda kind: service.metrics.errors.labels(kind).inc()
+        )
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connection,  # type: ignore[arg-type]  # uvicorn only calls it
+                ws="none",
+                proxy_headers=False,  # anyone can write them; a peer is who the socket says
                 log_config=None,
                 access_log=False,
                 lifespan="on",

@@ -74,6 +74,7 @@ class Service:
         self._open_model = open_model
         self._models: dict[str, ServedModel] = {}
         self._tickets: set[Ticket] = set()
+        self._body_bytes = 0
         self._pool = ThreadPoolExecutor(self.limits.max_requests, "request")
 
     def start(self, failed: Callable[[], None]) -> None:
@@ -141,9 +142,17 @@ class Service:
         self.metrics.in_flight.set(self.in_flight)
         return ticket
 
+    def hold(self, ticket: Ticket, size: int) -> None:
+        """Account for more bytes of a body. Raises QueueFullError if the bodies in work are too large together."""
+        if self._body_bytes + size > self.limits.max_bodies_bytes:
+            raise QueueFullError(f"bodies of {self._body_bytes} bytes are in work; try again later", retry_after=1)
+        self._body_bytes += size
+        ticket.body_bytes += size
+
     def close_ticket(self, ticket: Ticket) -> None:
         """The request was answered."""
         self._tickets.discard(ticket)
+        self._body_bytes -= ticket.body_bytes
         self.metrics.in_flight.set(self.in_flight)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:

@@ -25,6 +25,7 @@ class Ticket:
         self._waiting: tuple[Batcher, Job] | None = None
         self._admitted = False
         self.rows = 0
+        self.body_bytes = 0
 
     def outputs_of(self, batcher: Batcher, rows: Rows) -> Arrays:
         """The outputs of rows, once the queue had its turn at them.
