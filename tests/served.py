@@ -80,8 +80,9 @@ def serving(
     from rm_runtime.serving.grpc.server import GrpcServer
     from rm_runtime.serving.keys import ApiKeys
     from rm_runtime.serving.limits import Limits
-    from rm_runtime.serving.server import DrainingServer, listening
+    from rm_runtime.serving.server import DrainingServer
     from rm_runtime.serving.service import Service
+    from rm_runtime.serving.supervisor import listening
 
     def open_model(path: Path) -> Any:
         model = models[path.name]

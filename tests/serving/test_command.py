@@ -172,6 +172,7 @@ def test_a_bundle_with_a_wrong_hash_is_not_served(bundle: Path, tmp_path: Path) 
     ended = command(str(damaged), "--port", "0", "--grpc-port", "0")
     assert ended.returncode == 1
     assert "does not match its sha256" in ended.stderr.splitlines()[-1]
+    assert ended.stderr.count("worker started") == 1, "nothing is tried again that would fail again"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_models import Gate, answer_of, pair_pm, pointwise
-from rm_runtime.serving.server import listening
+from rm_runtime.serving.supervisor import listening
 from served import PATIENCE, Client, Reply, eventually, serving
 
 QUESTION = [{"role": "user", "content": "How many?"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,18 @@ from rm_runtime.load_options import with_load_options
 from rm_runtime.serving.limits import Limits
 
 _DEFAULTS = Limits()
+_ARGUMENTS = "rm_runtime.serving.arguments"
 
 
-@click.command()
+class _Serve(click.Command):
+    """Keeps its arguments as they were given, for the worker."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Serve)
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface; then use API keys.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
@@ -82,6 +92,14 @@ _DEFAULTS = Limits()
     show_default=True,
     help="Seconds that requests in work have after SIGTERM. Else 503.",
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Of a worker that died, until one was ready for a minute. Then the command ends with status 1.",
+)
+@click.option("--worker", type=int, nargs=2, hidden=True, help="Descriptors of the socket and of the supervisor.")
 @click.option("--log-prompts", is_flag=True, help="Also log what clients send. Default: never.")
 @with_load_options
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -101,6 +119,8 @@ def serve(
     max_queue_tokens: int,
     timeout_seconds: float,
     drain_seconds: float,
+    restarts: int,
+    worker: tuple[int, int] | None,
     **load_options: Any,
 ) -> int:
     """Score over HTTP and gRPC until SIGTERM.
@@ -108,7 +128,17 @@ def serve(
     A model is named after its bundle's folder, or NAME=BUNDLE; the first is the default. docs/serving.md tells what can
     be asked.
     """
+    from rm_runtime.serving.logs import log_event, log_to_stderr
+    from rm_runtime.serving.supervisor import listening, live_and_die_with, supervise, tell_ready
+
     named = _named(bundles)
+    log_to_stderr()
+    if worker is None:
+        with listening(host, port) as listener:
+            log_event("listening", host=host, port=listener.getsockname()[1])
+            return supervise(listener, click.get_current_context().meta[_ARGUMENTS], restarts)
+    listener, lifeline = (socket.socket(fileno=descriptor) for descriptor in worker)
+    live_and_die_with(lifeline)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON, and calls that fail are in ours
     limits = Limits(
         max_body_bytes=max_body_bytes,
@@ -136,7 +166,7 @@ def serve(
     service = Service(named, partial(load, verify=True, **load_options), limits)
     keys = read_keys(api_key_file)
     grpc = None if no_grpc else GrpcServer(service, keys, host, grpc_port, log_prompts)
-    run(service, host, port, keys, log_prompts, grpc)
+    run(service, listener, keys, log_prompts, partial(tell_ready, lifeline), grpc)
     return 0
 
 

@@ -1,9 +1,10 @@
-"""The process around the application: its socket, its signals, its end."""
+"""The worker around the application: its connections, its signals, its end."""
 
 from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -12,9 +13,8 @@ import uvicorn
 
 from rm_runtime.serving.app import application
 from rm_runtime.serving.connection import BoundedConnection
-from rm_runtime.serving.errors import ServingError
 from rm_runtime.serving.keys import ApiKeys
-from rm_runtime.serving.logs import log_event, log_to_stderr
+from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.service import Service
 
 if TYPE_CHECKING:
@@ -25,18 +25,20 @@ _STOP_SECONDS = 5
 
 
 def serve(
-    service: Service, host: str, port: int, keys: ApiKeys, log_prompts: bool = False, grpc: GrpcServer | None = None
+    service: Service,
+    listener: socket.socket,
+    keys: ApiKeys,
+    log_prompts: bool,
+    on_ready: Callable[[], None],
+    grpc: GrpcServer | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what is in work. port: 0 = any that is free; the log says which.
+    """Serve until SIGTERM or SIGINT, then answer what is in work. on_ready: called when all bundles are loaded.
     grpc: runs as long as the HTTP server.
 
-    Raises ServingError if the address cannot be had, and what loading a bundle raised.
+    Raises what loading a bundle raised.
     """
-    log_to_stderr()
-    with listening(host, port) as listener:
-        log_event("listening", host=host, port=listener.getsockname()[1], keys=bool(keys))
-        server = DrainingServer(service, keys, log_prompts, grpc)
-        server.run(sockets=[listener])
+    server = DrainingServer(service, keys, log_prompts, grpc, on_ready)
+    server.run(sockets=[listener])
     if service.failure:
         raise service.failure
     log_event("stopped")
@@ -45,7 +47,14 @@ def serve(
 class DrainingServer(uvicorn.Server):
     """Stays reachable while it drains, so that clients are told 503 and not refused. A second signal ends that."""
 
-    def __init__(self, service: Service, keys: ApiKeys, log_prompts: bool, grpc: GrpcServer | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        keys: ApiKeys,
+        log_prompts: bool,
+        grpc: GrpcServer | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
         app = application(service, keys, self._stop, log_prompts)
         connection = partial(
             BoundedConnection, limits=service.limits, refused=lambda kind: service.metrics.errors.labels(kind).inc()
@@ -65,6 +74,7 @@ class DrainingServer(uvicorn.Server):
         )
         self._service = service
         self._grpc = grpc
+        self._on_ready = on_ready
         self._draining: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,6 +95,9 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn asks ten times a second whether to stop."""
+        if self._on_ready and self._service.state == "ready":
+            self._on_ready()
+            self._on_ready = None
         if self._draining is not None:
             self._service.drain()
             late = time.monotonic() - self._draining > self._service.limits.drain_seconds
@@ -95,18 +108,3 @@ class DrainingServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens on that address. Raises ServingError if it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends without delay (TCP_NODELAY) only where the protocol is named, which socket.create_server does not
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise ServingError(f"cannot listen on {host} port {port}: {error.strerror}; choose another") from None
-    return listener
