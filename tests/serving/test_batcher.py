@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -189,6 +190,92 @@ def refused(batcher: Batcher) -> bool:
     except NotReadyError:
         return True
     return False
+
+
+def test_a_clients_hundred_requests_are_one_place_in_the_round() -> None:
+    turns: list[list[int]] = []
+    may_run = threading.Semaphore(0)
+
+    def run(of_turn: Rows) -> dict[str, NDArray[Any]]:
+        turns.append([int(row[0]) for row in of_turn])
+        assert may_run.acquire(timeout=PATIENCE)
+        return {"score": np.array([row[0] for row in of_turn])}
+
+    batcher = Batcher(run, 4, Limits(max_queue_rows=20_000), lambda seconds: None)
+    bulk = [batcher.submit(rows(*[number] * 100), "bulk") for number in range(1, 101)]
+    for turn in range(1, 50):
+        eventually(lambda turn=turn: len(turns) == turn)
+        one = batcher.submit(rows(1000 + turn), "interactive")
+        may_run.release()
+        eventually(lambda turn=turn: len(turns) == turn + 1)
+        assert turns[turn].index(1000 + turn) <= 1, "it is in the next turn, behind one row at most"
+        may_run.release()
+        assert one.future.result(PATIENCE)["score"].tolist() == [1000 + turn]
+        eventually(lambda turn=turn: len(turns) == turn + 2)
+        turns.pop()
+    for job in bulk:
+        batcher.withdraw(job, ClientGoneError("gone"))
+    may_run.release()
+    batcher.close(PATIENCE)
+    assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
+
+
+def test_clients_share_a_turn_and_a_clients_requests_share_its_part(engine: Engine, batcher: Batcher) -> None:
+    jobs = [
+        batcher.submit(rows(*numbers), client)
+        for client, numbers in (("a", (1, 2)), ("a", (11, 12)), ("b", (21, 22)), ("a", (31,)))
+    ]
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    assert engine.turns[1:] == [[1, 21, 11, 22], [31, 2, 12]]
+
+
+def test_a_client_with_nothing_in_work_is_let_into_a_queue_that_another_filled(
+    engine: Engine, batcher: Batcher
+) -> None:
+    batcher.submit(rows(*range(10)), "bulk")
+    with pytest.raises(QueueFullError):
+        batcher.submit(rows(1), "bulk")
+    one = batcher.submit(rows(100), "interactive")
+    with pytest.raises(QueueFullError):
+        batcher.submit(rows(101, 102), "interactive")
+    engine.let.set()
+    assert one.future.result(PATIENCE)["score"].tolist() == [100]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 6), min_size=1, max_size=8)), min_size=1, max_size=12
+    ),
+    st.integers(1, 12),
+)
+def test_no_client_is_ahead_of_another_that_waits_by_more_than_a_row(
+    requests: list[tuple[str, list[int]]], turn: int
+) -> None:
+    engine = Engine()
+    batcher = Batcher(engine.run, turn, Limits(), lambda seconds: None)
+    batcher.submit(rows(0))
+    eventually(lambda: engine.turns)
+    jobs, owner = [], {}
+    for number, (client, lengths) in enumerate(requests, 1):
+        owner[100 * number] = client
+        jobs.append(batcher.submit([np.full(length, 100 * number, np.int64) for length in lengths], client))
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    batcher.close(PATIENCE)
+    left = Counter[str]()
+    for client, lengths in requests:
+        left[client] += len(lengths)
+    taken = Counter[str]()
+    for row in (row for turn_rows in engine.turns[1:] for row in turn_rows):
+        taken[owner[row]] += 1
+        left[owner[row]] -= 1
+        waiting = [client for client in left if left[client]]
+        assert all(taken[owner[row]] - taken[client] <= 1 for client in waiting)
+    assert not any(left.values()), "nobody starved"
 
 
 @settings(max_examples=40, deadline=None)

@@ -266,6 +266,24 @@ def test_without_one_of_the_keys_nothing_but_health_and_the_page_is_answered(ope
             assert asked.get("/").status == 200
 
 
+def test_a_client_is_its_key_or_its_address_and_never_what_it_says_of_itself(gate: Gate) -> None:
+    four, one = {"messages": QUESTION, "responses": ["1", "2", "3", "4"]}, json.dumps(chat("5")).encode()
+    for keys in ((), ("bulk", "interactive")):
+        gate.opened.clear()
+        gate.entered.clear()
+        with serving({"rm": gate.model}, keys=keys, max_queue_rows=4) as client:
+            waiting = in_threads(client, chat("0"))
+            assert gate.entered.wait(PATIENCE)
+            waiting += in_threads(client, four)
+            eventually(lambda client=client: client.metric("rm_waiting_rows") == 4)
+            assert client.ask("POST", "/v1/score", one, x_forwarded_for="192.0.2.1").status == 429
+            if keys:
+                waiting += in_threads(Client(client.port, "interactive"), chat("5"))
+                eventually(lambda client=client: client.metric("rm_waiting_rows") == 5)
+            gate.opened.set()
+            assert {reply.result().status for reply in waiting} == {200}
+
+
 def test_metrics_count_requests_rows_waiting_times_and_padding(open_gate: Gate) -> None:
     with serving({"rm": open_gate.model}) as client:
         client.post("/v1/score", {"messages": QUESTION, "responses": ["1", "1" * 20, "3"]})

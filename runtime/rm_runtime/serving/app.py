@@ -55,7 +55,7 @@ def application(service: Service, keys: ApiKeys, failed: Callable[[], None], log
         return Route(path, _observed(path, handler, service, keys), methods=[method])
 
     routes = [route(path, "GET", handler) for path, handler in _get_handlers(service).items()]
-    routes += [route(post.path, "POST", _post_handler(post.answer, service, log_prompts)) for post in POST_ROUTES]
+    routes += [route(post.path, "POST", _post_handler(post.answer, service, keys, log_prompts)) for post in POST_ROUTES]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
 
 
@@ -139,11 +139,12 @@ def _observed(path: str, handler: Handler, service: Service, keys: ApiKeys) -> H
     return endpoint
 
 
-def _post_handler(answer: Answer, service: Service, log_prompts: bool) -> Handler:
+def _post_handler(answer: Answer, service: Service, keys: ApiKeys, log_prompts: bool) -> Handler:
     """Reads a body and answers it in a thread. request.state.log: what the log says of it."""
 
     async def handler(request: Request) -> Response:
-        ticket = service.open_ticket()
+        peer = request.client.host if request.client else ""
+        ticket = service.open_ticket(keys.client(request.headers.get("authorization"), peer))
         call = Call(service, ticket, dict(request.path_params))
         text = b""
         try:

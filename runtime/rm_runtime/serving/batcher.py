@@ -1,7 +1,8 @@
 """The queue of one engine: rows of many requests -> turns of the engine -> each request's outputs.
 
-One thread runs the engine. Whenever it is free it takes a turn: one row of each waiting request after the other, round
-and round, until the turn's tokens are full. So a request of a thousand rows does not delay one of a single row by more
+One thread runs the engine. Whenever it is free it takes a turn: one row of each waiting client after the other, round
+and round, until the turn's tokens are full; a client's rows are those of its requests, one after the other, round and
+round. So neither a request of a thousand rows nor a thousand requests of one client delay another's single row by more
 than a turn, and all rows of a turn are planned as one call, which finds prefixes that different requests share.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rm_runtime.engines.protocol import Arrays
 from rm_runtime.errors import EngineError, RewardModelError
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, TooLargeError
+from rm_runtime.serving.fair_queue import FairQueue
 from rm_runtime.serving.limits import Limits
 
 Rows = Sequence[NDArray[np.int64]]
@@ -28,9 +29,10 @@ Rows = Sequence[NDArray[np.int64]]
 
 @dataclass(eq=False)
 class Job:
-    """Rows that one request waits for. taken: how many the engine was given; missing: how many have no outputs yet."""
+    """Rows that a client's request waits for. taken: what the engine was given; missing: what has no outputs."""
 
     rows: Rows
+    client: str
     arrived: float
     taken: int = 0
     missing: int = 0
@@ -59,7 +61,7 @@ class Batcher:
         self._turn_tokens = turn_tokens
         self._limits = limits
         self._waited = waited
-        self._jobs: deque[Job] = deque()
+        self._jobs: FairQueue[Job] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._seconds_per_token = 0.0
@@ -68,13 +70,13 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, rows: Rows, admitted: bool = False) -> Job:
-        """Put rows into the queue. admitted: of a request whose earlier rows were let in, so these are, too.
+    def submit(self, rows: Rows, client: str = "", admitted: bool = False) -> Job:
+        """Put rows of a client's request into the queue. admitted: earlier ones were let in, so these are, too.
 
         Raises TooLargeError if they do not fit the empty queue, QueueFullError if they do not fit now, NotReadyError
         after `close`.
         """
-        job = Job(rows, time.monotonic(), missing=len(rows))
+        job = Job(rows, client, time.monotonic(), missing=len(rows))
         tokens, limits = job.tokens_left(), self._limits
         if tokens > limits.max_queue_tokens or len(rows) > limits.max_queue_rows:
             raise TooLargeError(
@@ -84,6 +86,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise NotReadyError("the server is stopping", retry_after=1)
+            if not self._jobs.has(client):
+                limits = limits.of_newcomers()
             full = self.waiting_rows + len(rows) > limits.max_queue_rows
             if not admitted and (full or self.waiting_tokens + tokens > limits.max_queue_tokens):
                 seconds = max(1, math.ceil(self.waiting_tokens * self._seconds_per_token))
@@ -123,13 +127,13 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             while self._jobs:
-                job = self._jobs[0]
+                job = self._jobs.first()
                 length = len(job.rows[job.taken])
                 if turn and tokens + length > self._turn_tokens:
                     break
                 if not job.taken:
                     self._waited(time.monotonic() - job.arrived)
-                turn.append((self._jobs.popleft(), job.taken))
+                turn.append((self._jobs.pop(), job.taken))
                 tokens += length
                 job.taken += 1
                 if job.taken < len(job.rows):

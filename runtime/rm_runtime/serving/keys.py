@@ -30,6 +30,10 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all, whichever matches
         return not self._digests or (scheme.lower() == "bearer" and any(matches))
 
+    def client(self, authorization: str | None, peer: str) -> str:
+        """Whose a request is that `allow` let in: its key's, where keys are asked for, else its address's."""
+        return _digest((authorization or "").partition(" ")[2].strip()).hex() if self else peer
+
 
 def read_keys(path: Path | None) -> ApiKeys:
     """The keys of a file, one a line, and of the environment. Raises ServingError for a file without any."""

@@ -12,7 +12,7 @@ from rm_runtime.serving.errors import ClientGoneError, ServingError
 from rm_runtime.serving.routes import GET_ROUTES, OPEN_ROUTES, POST_ROUTES
 from rm_runtime.serving.schemas import COMPONENTS, REPLIES, body_of
 
-TEXTS = {"/metrics": "text/plain", "/docs": "text/html"}
+TEXTS = {"/": "text/html", "/metrics": "text/plain", "/docs": "text/html"}
 """Media types of what is answered other than in JSON."""
 RETRIED = (429, 503)
 """Statuses that say when to come back."""

@@ -75,7 +75,7 @@ class Service:
         self._models: dict[str, ServedModel] = {}
         self._tickets: set[Ticket] = set()
         self._body_bytes = 0
-        self._pool = ThreadPoolExecutor(self.limits.max_requests, "request")
+        self._pool = ThreadPoolExecutor(self.limits.of_newcomers().max_requests, "request")
 
     def start(self, failed: Callable[[], None]) -> None:
         """Load in the background. failed: called when a bundle cannot be loaded; `failure` then says why."""
@@ -126,18 +126,20 @@ class Service:
         """Requests in work."""
         return len(self._tickets)
 
-    def open_ticket(self, seconds: float | None = None) -> Ticket:
-        """Let a request in. seconds: that its client waits, if it says so.
+    def open_ticket(self, client: str, seconds: float | None = None) -> Ticket:
+        """Let a client's request in. seconds: that the client waits, if it says so.
 
         Raises NotReadyError, or QueueFullError if too many are in work.
         """
         if self.state != "ready":
             reason = "bundles are being loaded" if self.state == "loading" else "the server is stopping"
             raise NotReadyError(reason, retry_after=1)
-        if self.in_flight >= self.limits.max_requests:
+        known = any(ticket.client == client for ticket in self._tickets)
+        limits = self.limits if known else self.limits.of_newcomers()
+        if self.in_flight >= limits.max_requests:
             raise QueueFullError(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
         allowed = self.limits.timeout_seconds
-        ticket = Ticket(allowed if seconds is None else min(seconds, allowed))
+        ticket = Ticket(allowed if seconds is None else min(seconds, allowed), client)
         self._tickets.add(ticket)
         self.metrics.in_flight.set(self.in_flight)
         return ticket

@@ -14,10 +14,11 @@ from rm_runtime.serving.errors import DeadlineError, ServingError
 class Ticket:
     """Waits for a request's rows, which may come in several rounds (a tournament's).
 
-    seconds: from now until the request has to be answered.
+    seconds: from now until the request has to be answered. client: whose it is; clients take turns.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, client: str = "") -> None:
+        self.client = client
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._lock = threading.Lock()
@@ -37,7 +38,7 @@ class Ticket:
         with self._lock:
             if self._end:
                 raise self._end
-            job = batcher.submit(rows, self._admitted)
+            job = batcher.submit(rows, self.client, self._admitted)
             self._waiting = batcher, job
             self._admitted = True
             self.rows += len(rows)

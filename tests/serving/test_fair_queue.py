@@ -1,0 +1,75 @@
+"""Turns among clients, and among each client's jobs, whatever is appended, popped and removed in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from rm_runtime.serving.fair_queue import FairQueue
+
+
+@dataclass(eq=False)
+class Job:
+    client: str
+
+
+class Turns(RuleBasedStateMachine):
+    """Against the rule itself, in its most literal form: whoever waits for the longest is next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[Job] = FairQueue()
+        self.jobs: list[Job] = []
+        self.clients: list[str] = []
+
+    @rule(client=st.sampled_from("abcd"))
+    def append(self, client: str) -> None:
+        self.put(Job(client))
+
+    def put(self, job: Job) -> None:
+        self.queue.append(job)
+        self.jobs.append(job)
+        if job.client not in self.clients:
+            self.clients.append(job.client)
+
+    @precondition(lambda self: self.jobs)
+    @rule(again=st.booleans())
+    def pop(self, again: bool) -> None:
+        client = self.clients.pop(0)
+        longest = next(job for job in self.jobs if job.client == client)
+        assert self.queue.first() is longest
+        assert self.queue.pop() is longest
+        self.jobs.remove(longest)
+        if any(job.client == client for job in self.jobs):
+            self.clients.append(client)
+        if again:
+            self.put(longest)
+
+    @precondition(lambda self: self.jobs)
+    @rule(place=st.integers(0, 99))
+    def remove(self, place: int) -> None:
+        job = self.jobs.pop(place % len(self.jobs))
+        self.queue.remove(job)
+        assert job not in self.queue
+        if not any(other.client == job.client for other in self.jobs):
+            self.clients.remove(job.client)
+
+    @invariant()
+    def it_holds_what_was_put_into_it(self) -> None:
+        assert bool(self.queue) == bool(self.jobs)
+        assert all(job in self.queue for job in self.jobs)
+        assert {client for client in "abcd" if self.queue.has(client)} == set(self.clients)
+
+
+Turns.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTurns = Turns.TestCase
+
+
+def test_what_is_not_there_cannot_be_removed() -> None:
+    queue: FairQueue[Job] = FairQueue()
+    with pytest.raises(KeyError):
+        queue.remove(Job("a"))
