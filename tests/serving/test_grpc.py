@@ -26,6 +26,7 @@ from fake_models import Gate, answer_of, pair_pm, pointwise, write_scalar_bundle
 from rm_runtime import load
 from rm_runtime.serving.errors import UnknownModelError
 from rm_runtime.serving.grpc.codes import line_of
+from rm_runtime.serving.grpc.server import address_of
 from served import PATIENCE, Client, eventually, served_process, serving
 
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -572,3 +573,44 @@ def test_every_declared_method_is_answered() -> None:
 
     service = ours.POOL.FindServiceByName(ours.SERVICE)
     assert {method.name for method in service.methods} == {*QUESTIONS, "ModelInfer"}
+
+
+def test_a_client_is_its_key_or_its_address_as_over_http(gate: Gate) -> None:
+    for keys in ((), ("bulk", "interactive")):
+        gate.opened.clear()
+        gate.entered.clear()
+        with (
+            serving({"rm": gate.model}, keys=keys, grpc=True, max_queue_rows=4) as client,
+            ThreadPoolExecutor(3) as pool,
+            triton_of(client) as triton,
+        ):
+            asked = [pool.submit(client.post, "/v1/score", chat("1"))]
+            assert gate.entered.wait(PATIENCE)
+            four = {"messages": QUESTION, "responses": ["1", "2", "3", "4"]}
+            asked.append(pool.submit(client.post, "/v1/score", four))
+            eventually(lambda client=client: client.metric("rm_waiting_rows") == 4)
+            same = {"authorization": f"Bearer {client.key}"} if keys else {"x-forwarded-for": "192.0.2.1"}
+            assert (
+                refusal(lambda same=same: triton.infer("rm", chats(chat("5")), headers=same))[0] == "RESOURCE_EXHAUSTED"
+            )
+            if keys:
+                other = {"authorization": "Bearer interactive"}
+                waiting = pool.submit(triton.infer, "rm", chats(chat("5")), headers=other)
+                eventually(lambda client=client: client.metric("rm_waiting_rows") == 5)
+            gate.opened.set()
+            assert [one.result().status for one in asked] == [200, 200]
+            if keys:
+                assert waiting.result().as_numpy("score").tolist() == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:127.0.0.1:50000", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:50000", "::1"),
+        ("ipv6:[::1]:50000", "::1"),
+        ("unix:", ""),
+    ],
+)
+def test_a_peers_port_is_no_part_of_who_it_is(peer: str, address: str) -> None:
+    assert address_of(peer) == address

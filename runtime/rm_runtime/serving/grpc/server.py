@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -29,8 +30,8 @@ from rm_runtime.serving.grpc.messages import SERVICE, message, parsed
 from rm_runtime.serving.grpc.methods import QUESTIONS, infer
 from rm_runtime.serving.keys import ApiKeys
 from rm_runtime.serving.logs import log_event
-from rm_runtime.serving.server import listening
 from rm_runtime.serving.service import Service
+from rm_runtime.serving.supervisor import listening
 
 HEALTH = "grpc.health.v1.Health"
 OPEN_METHODS = (f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check")
@@ -162,7 +163,9 @@ class GrpcServer:
     async def _infer(self, context: Any, known: dict[str, Any]) -> Any:
         """Answers in a thread. If the client goes meanwhile, its rows leave the queue."""
         known["body_bytes"] = 0
-        ticket = self._service.open_ticket(context.time_remaining())
+        given = dict(context.invocation_metadata() or ())
+        client = self._keys.client(given.get("authorization"), address_of(context.peer()))
+        ticket = self._service.open_ticket(client, context.time_remaining())
         call = Call(self._service, ticket)
 
         def work(body: bytes) -> Any:
@@ -176,6 +179,7 @@ class GrpcServer:
         try:
             body = await self._read(context)
             known["body_bytes"] = len(body)
+            self._service.hold(ticket, len(body))
             working = asyncio.ensure_future(asyncio.wrap_future(self._service.submit(lambda: work(body))))
         except BaseException:
             self._service.close_ticket(ticket)
@@ -188,3 +192,8 @@ class GrpcServer:
             raise
         finally:
             known |= {"model": call.model_name, "rows": ticket.rows}
+
+
+def address_of(peer: str) -> str:
+    """The address of a peer as gRPC names it, such as ipv4:127.0.0.1:50000 or ipv6:%5B::1%5D:50000."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
