@@ -133,14 +133,18 @@ def test_a_worker_whose_supervisor_is_killed_answers_what_is_in_work_and_ends(bu
         eventually(lambda: not Path(f"/proc/{started['pid']}").exists())
 
 
-def test_a_second_signal_ends_a_server_that_drains(bundle: Path) -> None:
+def test_a_second_signal_ends_a_server_that_drains_and_tells_who_still_waits(bundle: Path) -> None:
     with served_process(str(bundle), "--drain", "3600") as (process, client, lines):
         slow, _ = half_asked(client)
         with slow:
             process.send_signal(signal.SIGINT)
             eventually(lambda: events(lines, "draining"))
             process.send_signal(signal.SIGTERM)
+            answer = slow.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in answer
             assert process.wait(PATIENCE) == 0
+        assert "Traceback" not in "".join(lines)
 
 
 def test_a_worker_that_dies_while_it_drains_is_not_started_again(bundle: Path) -> None:

@@ -64,7 +64,7 @@ def _get_handlers(service: Service) -> dict[str, Handler]:
 
     async def ready(_: Request) -> Response:
         if service.state != "ready":
-            raise NotReadyError(f"the server is {service.state}", retry_after=1)
+            raise NotReadyError(f"the server is {service.state}")
         return JSONResponse({"ready": True})
 
     async def live(_: Request) -> Response:
@@ -150,6 +150,8 @@ def _post_handler(answer: Answer, service: Service, keys: ApiKeys, log_prompts: 
         try:
             text = await _body(request, service, ticket)
             return await _answered(request, call, text, answer)
+        except asyncio.CancelledError:  # by a server that stops, and has waited for long enough
+            raise NotReadyError("the server stopped before this request was answered") from None
         finally:
             service.close_ticket(ticket)
             request.state.log = {"model": call.model_name, "rows": ticket.rows, "body_bytes": len(text)}

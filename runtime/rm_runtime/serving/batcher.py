@@ -85,7 +85,7 @@ class Batcher:
             )
         with self._changed:
             if self._closed:
-                raise NotReadyError("the server is stopping", retry_after=1)
+                raise NotReadyError("the server is stopping")
             if not self._jobs.has(client):
                 limits = limits.of_newcomers()
             full = self.waiting_rows + len(rows) > limits.max_queue_rows

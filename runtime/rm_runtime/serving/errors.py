@@ -10,10 +10,7 @@ class ServingError(RewardModelError):
     """Base of the server's own refusals. retry_after: seconds a client should wait, None = do not come back as is."""
 
     status = 500
-
-    def __init__(self, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    retry_after: int | None = None
 
 
 class BadBodyError(ServingError):
@@ -46,7 +43,15 @@ class TooLargeError(ServingError):
     status = 413
 
 
-class QueueFullError(ServingError):
+class BusyError(ServingError):
+    """Base of what passes: its answers always say when to come back."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFullError(BusyError):
     """More rows or tokens wait than the server holds."""
 
     status = 429
@@ -58,7 +63,7 @@ class ClientGoneError(ServingError):
     status = 499
 
 
-class NotReadyError(ServingError):
+class NotReadyError(BusyError):
     """Bundles are being loaded, or the server is about to stop."""
 
     status = 503

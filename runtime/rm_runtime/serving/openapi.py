@@ -8,21 +8,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from rm_runtime.serving.errors import ClientGoneError, ServingError
+from rm_runtime.serving.errors import BusyError, ClientGoneError, ServingError
 from rm_runtime.serving.routes import GET_ROUTES, OPEN_ROUTES, POST_ROUTES
 from rm_runtime.serving.schemas import COMPONENTS, REPLIES, body_of
 
 TEXTS = {"/": "text/html", "/metrics": "text/plain", "/docs": "text/html"}
 """Media types of what is answered other than in JSON."""
-RETRIED = (429, 503)
-"""Statuses that say when to come back."""
 
 
 def status_codes() -> dict[int, str]:
     """What each error status means: the errors' own words."""
-    codes = {
-        error.status: _first_line(error) for error in ServingError.__subclasses__() if error is not ClientGoneError
-    }
+    refusals = [*ServingError.__subclasses__(), *BusyError.__subclasses__()]
+    codes = {error.status: _first_line(error) for error in refusals if error not in (BusyError, ClientGoneError)}
     codes[422] = "A row cannot be tokenised or scored; the body says which, and why."
     codes[500] = "The engine failed, or the server has a defect; the log says more."
     return dict(sorted(codes.items()))
@@ -63,7 +60,7 @@ def _operation(path: str, summary: str, statuses: Sequence[int]) -> dict[str, An
     for status in statuses:
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         responses[str(status)] = {"description": status_codes()[status], "content": error}
-        if status in RETRIED:
+        if status in {error.status for error in BusyError.__subclasses__()}:
             responses[str(status)]["headers"] = {
                 "Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}
             }

@@ -118,7 +118,7 @@ class Service:
         if name not in self.names:
             raise UnknownModelError(f"no model {name!r} is served here; there is {', '.join(self.names)}")
         if name not in self._models:
-            raise NotReadyError(f"{name} is being loaded", retry_after=1)
+            raise NotReadyError(f"{name} is being loaded")
         return self._models[name]
 
     @property
@@ -133,11 +133,11 @@ class Service:
         """
         if self.state != "ready":
             reason = "bundles are being loaded" if self.state == "loading" else "the server is stopping"
-            raise NotReadyError(reason, retry_after=1)
+            raise NotReadyError(reason)
         known = any(ticket.client == client for ticket in self._tickets)
         limits = self.limits if known else self.limits.of_newcomers()
         if self.in_flight >= limits.max_requests:
-            raise QueueFullError(f"{self.in_flight} requests are being answered; try again later", retry_after=1)
+            raise QueueFullError(f"{self.in_flight} requests are being answered; try again later")
         allowed = self.limits.timeout_seconds
         ticket = Ticket(allowed if seconds is None else min(seconds, allowed), client)
         self._tickets.add(ticket)
@@ -147,7 +147,7 @@ class Service:
     def hold(self, ticket: Ticket, size: int) -> None:
         """Account for more bytes of a body. Raises QueueFullError if the bodies in work are too large together."""
         if self._body_bytes + size > self.limits.max_bodies_bytes:
-            raise QueueFullError(f"bodies of {self._body_bytes} bytes are in work; try again later", retry_after=1)
+            raise QueueFullError(f"bodies of {self._body_bytes} bytes are in work; try again later")
         self._body_bytes += size
         ticket.body_bytes += size
 
@@ -170,7 +170,7 @@ class Service:
     def abandon(self) -> None:
         """Tell all that still wait that they will not be answered."""
         for ticket in list(self._tickets):
-            ticket.end(NotReadyError("the server stopped before it came to this request", retry_after=1))
+            ticket.end(NotReadyError("the server stopped before it came to this request"))
 
     def close(self) -> None:
         """Stop the queues and the threads."""
