@@ -57,7 +57,7 @@ def _one_or_many(name: str) -> Schema:
     one = {"allOf": [_ref(name), _object(requests=_NULL)]}
     good = _object(["requests"], requests=_array(_ref(name)), errors={"enum": ["raise", None]})
     any_at_all = _object(["requests", "errors"], requests=_array({}), errors={"const": "return"})
-    return {"anyOf": [one, good, any_at_all]}
+    return {"allOf": [_object(details=_SWITCH), {"anyOf": [one, good, any_at_all]}]}
 
 
 def _tensor(name: str, datatype: str, shape: Schema, values: Schema) -> Schema:
@@ -104,9 +104,14 @@ _SCORED = _object(
     ["score"],
     **dict.fromkeys(("rewards", "gating", "coefficients", "helpsteer", "logits"), _NUMBERS),
     score=_NUMBER,
+    tokens=_COUNT,
     truncated=_CUTS,
 )
-_RANKED = _object(["ranks", "scores"], ranks=_PLACES, scores=_NUMBERS, truncated=_array({}))
+_ANSWERS = {
+    "answers": _array({"anyOf": [_ref("Score"), _object(["tokens"], tokens=_COUNT, truncated=_CUTS)]}, 1),
+    "probabilities": _array(_NUMBERS, 1),
+}
+_RANKED = _object(["ranks", "scores"], ranks=_PLACES, scores=_NUMBERS, truncated=_array(_CUTS), **_ANSWERS)
 _COMPARED = _object(
     ["ranks", "scores"],
     ranks=_PLACES,
@@ -114,6 +119,7 @@ _COMPARED = _object(
     probability={"type": "number", "minimum": 0, "maximum": 1},
     order_probabilities=_array(_NUMBER, 2, 2),
     logits=_array(_array(_NUMBER, 2, 2), 2, 2),
+    **_ANSWERS,
 )
 
 
@@ -188,7 +194,8 @@ REPLIES: dict[str, Schema] = {
     "/get_reward": _object(["rewards", "scores"], rewards=_NUMBERS, scores=_NUMBERS),
     "/health": _object(["ready"], ready={"const": True}),
     "/v1/models": _object(
-        ["object", "data"], data=_array(_object(["id", "object", "family"], id=_TEXT, family=_TEXT), 1)
+        ["object", "data"],
+        data=_array(_object(["id", "object", "family", "max_length"], id=_TEXT, family=_TEXT, max_length=_COUNT), 1),
     ),
     "/v2": _object(["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=_array(_TEXT)),
     "/v2/health/live": _object(["live"], live={"const": True}),
