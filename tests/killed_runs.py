@@ -20,6 +20,7 @@ import pyarrow.parquet  # noqa: F401  here once and not in every run
 
 import rm_runtime.jsonl
 from rm_runtime.bulk.files import files_of_folder
+from rm_runtime.bulk.pool import LocalPool
 from rm_runtime.bulk.run import FileRun, Totals
 from rm_runtime.errors import RewardModelError, UnscorableError
 from rm_runtime.families.pointwise import PointwiseModel
@@ -49,7 +50,7 @@ def answer_folder(source: Path, output: Path, load: Callable[[], Any], **changed
     """A run over a folder, and what it said."""
     said: list[str] = []
     options = {"settings": {"bundle": "a"}, "ranking": False, "column_prefix": "", "keeps_records": True, **changed}
-    run = FileRun(load, say=said.append, **options)
+    run = FileRun(LocalPool(load), say=said.append, **options)
     jobs, _ = files_of_folder(source, output)
     return run.answer_all(jobs, lambda: None), said
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from rm_runtime.bulk.files import FileJob, files_of_folder, one_file
-from rm_runtime.bulk.inputs import Position, answer_file
+from rm_runtime.bulk.inputs import Position, read_chunks
+from rm_runtime.bulk.pool import LocalPool
 from rm_runtime.bulk.run import FileRun, Totals
 from rm_runtime.bulk.settings import answer_settings
 from rm_runtime.errors import RequestError
@@ -87,7 +88,7 @@ def _answer_jobs(
     runs = chosen_engine(opened, device) if engine == "auto" else engine
     deciding = {**options, "device": device, "column_prefix": column_prefix}
     run = FileRun(
-        lambda: load(bundle, engine=engine, device=device, **options),
+        LocalPool(lambda: load(bundle, engine=engine, device=device, **options)),
         answer_settings(opened, runs, "rank" if ranking else "score", deciding),
         ranking=ranking,
         column_prefix=column_prefix,
@@ -117,10 +118,11 @@ def _say(text: str) -> None:
 
 
 def _answers(model: Any, source: str, stream: BinaryIO, ranking: bool) -> Iterator[list[Answer]]:
-    from rm_runtime.jsonl import answer_lines
+    from rm_runtime.jsonl import answer_chunk, answer_lines
 
     if source.endswith(PARQUET):
-        return (answers for answers, _ in answer_file(model, Path(source), Position(), ranking=ranking))
+        chunks = read_chunks(Path(source), Position(), ranking=ranking)
+        return (answer_chunk(model, chunk) for chunk, _ in chunks)
     return answer_lines(model, stream, ranking=ranking)
 
 

@@ -14,7 +14,7 @@ from rm_runtime.errors import RequestError, RewardModelError, UnscorableError
 from rm_runtime.json_requests import Reply, RequestLine, answer_requests, parse_json, parse_request, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 CHUNK_LINES = 256
 """Lines answered as one batched request: enough to fill batches with lines of about one length."""
@@ -52,26 +52,41 @@ class Line:
     size: int
 
 
-def answer_lines(model: Any, source: BinaryIO, *, ranking: bool = False, before: int = 0) -> Iterator[list[Answer]]:
+def answer_lines(model: Any, source: BinaryIO, *, ranking: bool = False) -> Iterator[list[Answer]]:
     """Answer the lines of `source`, a chunk at a time: the model runs a chunk as one batched request.
 
     source: lines of UTF-8 that end in LF or CRLF; a byte order mark may come first. Nothing is read beyond
-    the chunk in work. ranking: refuse lines without responses. before: how many lines of the file come before the
-    place that `source` stands at. Raises what is not one line's fault, e.g. EngineError.
+    the chunk in work. ranking: refuse lines without responses. Raises what is not one line's fault, e.g. EngineError.
     """
-    read = (parse_line(number, text, ranking) for number, text in _numbered_lines(source, before))
-    return answer_requests_of(model, read)
+    return (answer_chunk(model, chunk) for chunk in chunks_of(read_lines(source, ranking=ranking)))
 
 
-def answer_requests_of(model: Any, lines: Iterable[Line]) -> Iterator[list[Answer]]:
-    """Answer requests from wherever they were read, as answer_lines does. The same lines make the same chunks, so
-    that one who starts at a chunk's end gets the same answers."""
-    for chunk in _chunks(lines):
-        requests = [line.request for line in chunk if isinstance(line.request, RequestLine)]
-        replies = iter(answer_requests(model, requests))
-        yield [
-            _answer(line, next(replies) if isinstance(line.request, RequestLine) else line.request) for line in chunk
-        ]
+def read_lines(source: BinaryIO, *, ranking: bool, before: int = 0) -> Iterator[Line]:
+    """The requests of the lines that are not blank. before: how many lines of the file come before the place that
+    `source` stands at."""
+    return (parse_line(number, text, ranking) for number, text in _numbered_lines(source, before))
+
+
+def chunks_of(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Cut requests into chunks, from wherever they were read; none is read beyond the chunk that is asked for. The same
+    lines make the same chunks, so that one who starts at a chunk's end gets the same answers."""
+    chunk: list[Line] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += line.size
+        if len(chunk) == CHUNK_LINES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def answer_chunk(model: Any, chunk: Sequence[Line]) -> list[Answer]:
+    """The answers to lines that the model runs as one batched request. Raises what is not one line's fault."""
+    requests = [line.request for line in chunk if isinstance(line.request, RequestLine)]
+    replies = iter(answer_requests(model, requests))
+    return [_answer(line, next(replies) if isinstance(line.request, RequestLine) else line.request) for line in chunk]
 
 
 def parse_line(number: int, text: bytes | RequestError, ranking: bool) -> Line:
@@ -99,19 +114,6 @@ def parse_document(number: int, document: object, size: int, ranking: bool) -> L
     except RequestError as error:
         return Line(number, passed_on, error, 0)
     return Line(number, passed_on, request, size * len(request.responses or [document]))
-
-
-def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    chunk: list[Line] = []
-    size = 0
-    for line in lines:
-        chunk.append(line)
-        size += line.size
-        if len(chunk) == CHUNK_LINES or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _numbered_lines(source: BinaryIO, before: int) -> Iterator[tuple[int, bytes | RequestError]]:

@@ -22,6 +22,7 @@ from fake_models import write_scalar_bundle
 from killed_runs import CHUNK_LINES, Scorer, answer_folder
 from rm_runtime.bulk.columns import ANSWER_COLUMNS
 from rm_runtime.bulk.files import one_file
+from rm_runtime.bulk.pool import LocalPool
 from rm_runtime.bulk.progress import held
 from rm_runtime.bulk.run import FileRun
 from rm_runtime.bulk.settings import answer_settings
@@ -282,7 +283,7 @@ def test_answers_that_replaced_their_own_input_are_not_taken_for_requests(
     path = write_lines(tmp_path / "a.jsonl", 5)
     asked: list[str] = []
     options: dict[str, Any] = {"ranking": False, "column_prefix": "", "keeps_records": False, "say": pytest.fail}
-    run = FileRun(lambda: Scorer(asked.append), {}, **options)
+    run = FileRun(LocalPool(lambda: Scorer(asked.append)), {}, **options)
     unlink = Path.unlink
 
     def stops(path: Path, missing_ok: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A file of requests -> its answers in whole chunks, from any chunk's end on."""
+"""A file of requests -> chunks that are answered as a whole, from any chunk's end on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rm_runtime.errors import RequestError
-from rm_runtime.jsonl import Answer, Line, answer_lines, answer_requests_of, parse_document
+from rm_runtime.jsonl import Line, chunks_of, parse_document, read_lines
 from rm_runtime.parquet import SUFFIX, open_parquet, read_rows
 
 if TYPE_CHECKING:
@@ -28,29 +28,27 @@ class Position:
     offset: int = 0
 
 
-def answer_file(model: Any, path: Path, start: Position, *, ranking: bool) -> Iterator[tuple[list[Answer], Position]]:
-    """The answers after `start`, a chunk at a time, and where each chunk ends; `start` is the start or such an end.
+def read_chunks(path: Path, start: Position, *, ranking: bool) -> Iterator[tuple[list[Line], Position]]:
+    """The requests after `start`, a chunk at a time, and where each chunk ends; `start` is the start or such an end.
 
     path: JSON lines, or a Parquet file if its name ends so, with columns that rm_runtime.json_requests names.
-    Raises RequestError if the file cannot be read, and what is not one line's fault, e.g. EngineError.
+    Raises RequestError if the file cannot be read.
     """
-    return (_answer_parquet if path.suffix == SUFFIX else _answer_json_lines)(model, path, start, ranking)
+    return (_read_parquet if path.suffix == SUFFIX else _read_json_lines)(path, start, ranking)
 
 
-def _answer_json_lines(
-    model: Any, path: Path, start: Position, ranking: bool
-) -> Iterator[tuple[list[Answer], Position]]:
+def _read_json_lines(path: Path, start: Position, ranking: bool) -> Iterator[tuple[list[Line], Position]]:
     try:
         source = path.open("rb")
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
     with source:
         source.seek(start.offset)
-        for answers in answer_lines(model, source, ranking=ranking, before=start.lines):
-            yield answers, Position(answers[-1].line, source.tell())
+        for chunk in chunks_of(read_lines(source, ranking=ranking, before=start.lines)):
+            yield chunk, Position(chunk[-1].number, source.tell())
 
 
-def _answer_parquet(model: Any, path: Path, start: Position, ranking: bool) -> Iterator[tuple[list[Answer], Position]]:
+def _read_parquet(path: Path, start: Position, ranking: bool) -> Iterator[tuple[list[Line], Position]]:
     stored = open_parquet(path)
     names = stored.schema_arrow.names
     if "messages" not in names and "input" not in names:
@@ -59,9 +57,9 @@ def _answer_parquet(model: Any, path: Path, start: Position, ranking: bool) -> I
         )
     total, size = stored.metadata.num_rows, path.stat().st_size
     rows = enumerate(read_rows(path, REQUEST_COLUMNS, start.lines), start=start.lines + 1)
-    for answers in answer_requests_of(model, (_parse_row(number, row, ranking) for number, row in rows)):
-        done = answers[-1].line
-        yield answers, Position(done, size * done // total)
+    for chunk in chunks_of(_parse_row(number, row, ranking) for number, row in rows):
+        done = chunk[-1].number
+        yield chunk, Position(done, size * done // total)
 
 
 def _parse_row(number: int, row: dict[str, Any] | RequestError, ranking: bool) -> Line:

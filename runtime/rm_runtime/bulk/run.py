@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 from rm_runtime.bulk.columns import check_columns, write_with_answers
-from rm_runtime.bulk.inputs import answer_file
+from rm_runtime.bulk.inputs import Position, read_chunks
+from rm_runtime.bulk.pool import Chunk
 from rm_runtime.bulk.progress import FileState, Progress, flush_folder, held, read_progress, write_progress
 from rm_runtime.bulk.settings import differing
 from rm_runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rm_runtime.bulk.files import FileJob
+    from rm_runtime.bulk.pool import EnginePool
+    from rm_runtime.jsonl import Answer
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,38 @@ class Totals:
     unread: int = 0
 
 
-class FileRun:
-    """Answers files one after the other.
+@dataclass
+class _Work:
+    """A file that answers are made for. held: what is released when it is done with; sink: `job.answers`, which takes
+    more of them, None if there is nothing left to answer."""
 
-    load: opens the model, called once there is something to answer. settings: what decides an answer
+    job: FileJob
+    held: contextlib.ExitStack
+    progress: Progress
+    sink: BinaryIO | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Where a chunk ends. A chunk without lines is the end of its file; failure: why it could not be read up to there."""
+
+    job: FileJob
+    work: _Work | None
+    position: Position = Position()
+    failure: RequestError | None = None
+
+
+class FileRun:
+    """Answers files, each in the order of its lines and one after the other; a pool may read ahead of its answers.
+
+    pool: what answers (rm_runtime.bulk.pool), opened once there is something to answer. settings: what decides an answer
     (rm_runtime.bulk.settings). keeps_records: a finished output keeps its record, by which a later run knows it; an
     output without one is then somebody else's and not replaced. say: tells the user what is not done anew, or is.
     """
 
     def __init__(
         self,
-        load: Callable[[], Any],
+        pool: EnginePool,
         settings: Mapping[str, str],
         *,
         ranking: bool,
@@ -47,7 +71,7 @@ class FileRun:
         keeps_records: bool,
         say: Callable[[str], None],
     ) -> None:
-        self._load = load
+        self._pool = pool
         self._settings = settings
         self._ranking = ranking
         self._column_prefix = column_prefix
@@ -56,42 +80,95 @@ class FileRun:
         self._bytes_before = 0
         self.bytes_read = 0
 
-    @cached_property
-    def _model(self) -> Any:
-        return self._load()
-
     def answer_all(self, jobs: Sequence[FileJob], advance: Callable[[], None]) -> Totals:
         """Answer each file that is not answered yet. advance: called when `bytes_read` has grown.
 
         A file that cannot be read is told and left; the others are answered. Raises what is not one file's fault.
         """
         totals = Totals()
-        for job in jobs:
-            try:
-                progress = self.answer(job, advance)
-            except RequestError as error:
-                self._say(f"error: {error}")
-                totals = replace(totals, unread=totals.unread + 1)
-            else:
-                totals = Totals(totals.answers + progress.answers, totals.failed + progress.failed, totals.unread)
-            self._bytes_before += job.source.stat().st_size
-            self._show(0, advance)
+        with contextlib.ExitStack() as all_held:
+            chunks = self._chunks(jobs, all_held)
+            for chunk, answers in self._pool.answer(chunks):
+                read = chunk.mark
+                if answers:
+                    self._write(read, answers)
+                    self._show(read.position.offset, advance)
+                    continue
+                try:
+                    progress = self._ended(read)
+                except RequestError as error:
+                    self._say(f"error: {error}")
+                    totals = replace(totals, unread=totals.unread + 1)
+                else:
+                    totals = Totals(totals.answers + progress.answers, totals.failed + progress.failed, totals.unread)
+                self._bytes_before += read.job.source.stat().st_size
+                self._show(0, advance)
         return totals
 
-    def answer(self, job: FileJob, advance: Callable[[], None]) -> Progress:
-        """Answer one file, or the rest of it, and give its output its name.
+    def _chunks(self, jobs: Sequence[FileJob], all_held: contextlib.ExitStack) -> Iterator[Chunk[_Read]]:
+        """What is to be asked of each file, and its end."""
+        for job in jobs:
+            work, failure = None, None
+            held_here = all_held.enter_context(contextlib.ExitStack())
+            try:
+                work = self._begun(job, held_here)
+                if work.sink is not None:
+                    for lines, position in read_chunks(job.source, work.progress.position, ranking=self._ranking):
+                        yield Chunk(job.source, lines, _Read(job, work, position))
+            except RequestError as error:
+                failure = error
+                if work is None:
+                    held_here.close()
+            yield Chunk(job.source, [], _Read(job, work, failure=failure))
 
-        Raises RequestError if the file cannot be read, or its output is not ours to write.
-        """
+    def _begun(self, job: FileJob, held_here: contextlib.ExitStack) -> _Work:
+        """Raises RequestError if the file cannot be read, or its output is not ours to write."""
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        with held(job.lock, job.output):
-            progress = self._continued(job)
-            if progress is None:
-                progress = self._started(job)
-            if progress.output_bytes is None:
-                progress = self._finished(job, self._answered(job, progress, advance))
-            self._publish(job)
-        return progress
+        held_here.enter_context(held(job.lock, job.output))
+        progress = self._continued(job)
+        if progress is None:
+            progress = self._started(job)
+        if progress.output_bytes is not None:
+            return _Work(job, held_here, progress)
+        self._pool.open()
+        job.answers.touch()
+        sink = held_here.enter_context(job.answers.open("r+b"))
+        sink.truncate(progress.answer_bytes)
+        sink.seek(progress.answer_bytes)
+        return _Work(job, held_here, progress, sink)
+
+    def _write(self, read: _Read, answers: Sequence[Answer]) -> None:
+        """A chunk's answers, on the disk before the record that counts them."""
+        work = read.work
+        assert work is not None
+        assert work.sink is not None
+        work.sink.write("".join(f"{answer.text}\n" for answer in answers).encode("utf-8"))
+        work.sink.flush()
+        os.fsync(work.sink.fileno())
+        work.progress = replace(
+            work.progress,
+            position=read.position,
+            answer_bytes=work.sink.tell(),
+            answers=work.progress.answers + len(answers),
+            failed=work.progress.failed + sum(answer.failed for answer in answers),
+        )
+        write_progress(work.job.progress, work.progress)
+
+    def _ended(self, read: _Read) -> Progress:
+        """The output of a file that is answered has its name. Raises RequestError if the file could not be read."""
+        work = read.work
+        if work is None:
+            assert read.failure is not None
+            raise read.failure
+        with work.held:
+            if read.failure is not None:
+                raise read.failure
+            if work.progress.output_bytes is None:
+                if FileState.of(work.job.source) != work.progress.source:
+                    raise RequestError(f"{work.job.source} has changed while it was answered; run the same again")
+                work.progress = self._finished(work.job, work.progress)
+            self._publish(work.job)
+        return work.progress
 
     def _continued(self, job: FileJob) -> Progress | None:
         """What an earlier run left that this one may go on from, if it is what this one would have made."""
@@ -127,34 +204,10 @@ class FileRun:
         """A record of no answers, which ends the validity of what lies there."""
         if job.in_columns:
             check_columns(job.source, self._column_prefix)
-        _ = self._model  # fails before anything is written
+        self._pool.open()  # fails before anything is written
         progress = Progress(self._settings, FileState.of(job.source))
         write_progress(job.progress, progress)
         job.staged.unlink(missing_ok=True)
-        return progress
-
-    def _answered(self, job: FileJob, progress: Progress, advance: Callable[[], None]) -> Progress:
-        """All of the input answered in `job.answers`."""
-        job.answers.touch()
-        with job.answers.open("r+b") as sink:
-            sink.truncate(progress.answer_bytes)
-            sink.seek(progress.answer_bytes)
-            self._show(progress.position.offset, advance)
-            for answers, position in answer_file(self._model, job.source, progress.position, ranking=self._ranking):
-                sink.write("".join(f"{answer.text}\n" for answer in answers).encode("utf-8"))
-                sink.flush()
-                os.fsync(sink.fileno())
-                progress = replace(
-                    progress,
-                    position=position,
-                    answer_bytes=sink.tell(),
-                    answers=progress.answers + len(answers),
-                    failed=progress.failed + sum(answer.failed for answer in answers),
-                )
-                write_progress(job.progress, progress)
-                self._show(position.offset, advance)
-        if FileState.of(job.source) != progress.source:
-            raise RequestError(f"{job.source} has changed while it was answered; run the same again")
         return progress
 
     def _finished(self, job: FileJob, progress: Progress) -> Progress:
