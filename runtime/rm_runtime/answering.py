@@ -7,13 +7,14 @@ import os
 import secrets
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from rm_runtime.bulk.files import FileJob, files_of_folder, one_file
-from rm_runtime.bulk.inputs import Position, read_chunks
+from rm_runtime.bulk.inputs import START, read_chunks
 from rm_runtime.bulk.pool import LocalPool
 from rm_runtime.bulk.run import FileRun, Totals
 from rm_runtime.bulk.settings import answer_settings
@@ -24,9 +25,19 @@ from rm_runtime.reading_progress import reading_progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from rm_runtime.bulk.pool import EnginePool
+    from rm_runtime.bundle import Bundle
     from rm_runtime.jsonl import Answer
 
 STREAM = "-"
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """address: of the cluster, None = RAY_ADDRESS or one of this machine. actors: None = as many as have room."""
+
+    address: str | None
+    actors: int | None
 
 
 def answer_stream(bundle: Path, source: str, output: str, *, ranking: bool, column_prefix: str, **options: Any) -> int:
@@ -77,28 +88,42 @@ def _answer_jobs(
     column_prefix: str,
     keeps_records: bool,
     engine: str,
-    device: str | None,
+    pool: RayOptions | None,
     **options: Any,
 ) -> int:
     from rm_runtime.bundle import open_bundle
     from rm_runtime.engines import chosen_engine
-    from rm_runtime.loading import load
 
     opened = open_bundle(bundle)
-    runs = chosen_engine(opened, device) if engine == "auto" else engine
-    deciding = {**options, "device": device, "column_prefix": column_prefix}
-    run = FileRun(
-        LocalPool(lambda: load(bundle, engine=engine, device=device, **options)),
-        answer_settings(opened, runs, "rank" if ranking else "score", deciding),
-        ranking=ranking,
-        column_prefix=column_prefix,
-        keeps_records=keeps_records,
-        say=_say,
-    )
-    total = sum(job.source.stat().st_size for job in jobs)
-    with reading_progress(total, lambda: run.bytes_read, sys.stderr) as advance:
-        totals = run.answer_all(jobs, advance)
+    runs = chosen_engine(opened, options["device"]) if engine == "auto" else engine
+    deciding = {**options, "column_prefix": column_prefix}
+    with _opened_pool(opened, pool, engine=runs, **options) as engines:
+        run = FileRun(
+            engines,
+            answer_settings(opened, runs, "rank" if ranking else "score", deciding),
+            ranking=ranking,
+            column_prefix=column_prefix,
+            keeps_records=keeps_records,
+            say=_say,
+        )
+        total = sum(job.source.stat().st_size for job in jobs)
+        with reading_progress(total, lambda: run.bytes_read, sys.stderr) as advance:
+            totals = run.answer_all(jobs, advance)
     return _status(totals, len(jobs), str(output), any(job.source.suffix == PARQUET for job in jobs))
+
+
+@contextlib.contextmanager
+def _opened_pool(bundle: Bundle, ray: RayOptions | None, **options: Any) -> Iterator[EnginePool]:
+    """options: of load."""
+    if ray is None:
+        from rm_runtime.loading import load
+
+        yield LocalPool(lambda: load(bundle.path, **options))
+        return
+    from rm_runtime.bulk.ray_pool import RayPool
+
+    with RayPool(bundle, options, address=ray.address, actors=ray.actors, say=_say) as pool:
+        yield pool
 
 
 def _status(totals: Totals, files: int, output: str, of_rows: bool) -> int:
@@ -121,7 +146,7 @@ def _answers(model: Any, source: str, stream: BinaryIO, ranking: bool) -> Iterat
     from rm_runtime.jsonl import answer_chunk, answer_lines
 
     if source.endswith(PARQUET):
-        chunks = read_chunks(Path(source), Position(), ranking=ranking)
+        chunks = read_chunks(Path(source), START, ranking=ranking)
         return (answer_chunk(model, chunk) for chunk, _ in chunks)
     return answer_lines(model, stream, ranking=ranking)
 

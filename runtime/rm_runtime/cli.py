@@ -47,6 +47,15 @@ def _lines_command(command: Callable[..., int]) -> Callable[..., int]:
         click.option("--column-prefix", default="", help="Of the columns that Parquet outputs get, such as rm_."),
         click.option("--verify", is_flag=True, help="Check the hash of every file of the bundle first."),
         with_load_options,
+        click.option(
+            "--engine-pool",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="What answers files: an engine here, or actors of a Ray cluster.",
+        ),
+        click.option("--ray-address", metavar="HOST:PORT|auto|local", help="Default: RAY_ADDRESS, or else local."),
+        click.option("--actors", type=click.IntRange(min=1), help="Of Ray. Default: as many as have room."),
         click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
     ]
     for option in reversed(options):
@@ -76,18 +85,25 @@ def rank(**arguments: Any) -> int:
     return _answer(ranking=True, **arguments)
 
 
-def _answer(source: str, output: str, **arguments: Any) -> int:
-    from rm_runtime.answering import answer_folder, answer_one_file, answer_stream
+def _answer(
+    source: str, output: str, engine_pool: str, ray_address: str | None, actors: int | None, **arguments: Any
+) -> int:
+    from rm_runtime.answering import RayOptions, answer_folder, answer_one_file, answer_stream
 
+    if engine_pool != "ray" and (ray_address, actors) != (None, None):
+        raise click.UsageError("--ray-address and --actors belong to --engine-pool ray")
+    pool = RayOptions(ray_address, actors) if engine_pool == "ray" else None
     if source != _STREAM and Path(source).is_dir():
         if output == _STREAM or (Path(output).exists() and not Path(output).is_dir()):
             raise click.UsageError(f"-i {source} is a folder, so -o must name one too")
-        return answer_folder(source=Path(source), output=Path(output), **arguments)
+        return answer_folder(source=Path(source), output=Path(output), pool=pool, **arguments)
     if Path(output).is_dir():
         raise click.UsageError(f"-o {output} is a folder, so -i must name one too")
     plain = output != _STREAM and (Path(output).is_file() or not Path(output).exists())  # not a pipe, not /dev/null
     if plain and source != _STREAM and Path(source).is_file():
-        return answer_one_file(source=Path(source), output=Path(output), **arguments)
+        return answer_one_file(source=Path(source), output=Path(output), pool=pool, **arguments)
+    if pool is not None:
+        raise click.UsageError("--engine-pool ray answers files into files; name them with -i and -o")
     return answer_stream(source=source, output=output, **arguments)
 
 

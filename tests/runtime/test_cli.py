@@ -39,6 +39,7 @@ HEAVY = (
     "click",
     "onnxruntime",
     "jinja2",
+    "ray",
 )
 
 

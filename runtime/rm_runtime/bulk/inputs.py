@@ -28,6 +28,9 @@ class Position:
     offset: int = 0
 
 
+START = Position()
+
+
 def read_chunks(path: Path, start: Position, *, ranking: bool) -> Iterator[tuple[list[Line], Position]]:
     """The requests after `start`, a chunk at a time, and where each chunk ends; `start` is the start or such an end.
 

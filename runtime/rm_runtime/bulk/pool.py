@@ -21,7 +21,7 @@ Mark = TypeVar("Mark")
 class Chunk(Generic[Mark]):
     """Requests that are answered as a whole.
 
-    source: their file; lines: none where nothing is asked, e.g. at a file's end; mark: what the one who asks knows it by.
+    source: their file; lines: none where nothing is asked, e.g. at a file's end; mark: what its asker knows it by.
     """
 
     source: Path
@@ -37,7 +37,7 @@ class EnginePool(Protocol):
         """Called once there is something to answer, and again. Raises what hinders it, e.g. BundleError."""
 
     def answer(self, chunks: Iterator[Chunk[Mark]]) -> Iterator[tuple[Chunk[Mark], list[Answer]]]:
-        """Each chunk with its answers, in order; none for a chunk without lines. Raises what is not one line's fault."""
+        """Each chunk with its answers, in order; none where it has no lines. Raises what is not one line's fault."""
 
 
 class LocalPool:

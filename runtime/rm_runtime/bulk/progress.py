@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rm_runtime.bulk.inputs import Position
+from rm_runtime.bulk.inputs import START, Position
 from rm_runtime.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMAT = 1
-_START = Position()
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Progress:
 
     settings: Mapping[str, str]
     source: FileState
-    position: Position = _START
+    position: Position = START
     answer_bytes: int = 0
     answers: int = 0
     failed: int = 0

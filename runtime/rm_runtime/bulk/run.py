@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from rm_runtime.bulk.columns import check_columns, write_with_answers
-from rm_runtime.bulk.inputs import Position, read_chunks
+from rm_runtime.bulk.inputs import START, Position, read_chunks
 from rm_runtime.bulk.pool import Chunk
 from rm_runtime.bulk.progress import FileState, Progress, flush_folder, held, read_progress, write_progress
 from rm_runtime.bulk.settings import differing
@@ -45,20 +45,20 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Read:
-    """Where a chunk ends. A chunk without lines is the end of its file; failure: why it could not be read up to there."""
+    """Where a chunk ends. One without lines is the end of its file; failure: why it could not be read up to there."""
 
     job: FileJob
     work: _Work | None
-    position: Position = Position()
+    position: Position = START
     failure: RequestError | None = None
 
 
 class FileRun:
     """Answers files, each in the order of its lines and one after the other; a pool may read ahead of its answers.
 
-    pool: what answers (rm_runtime.bulk.pool), opened once there is something to answer. settings: what decides an answer
-    (rm_runtime.bulk.settings). keeps_records: a finished output keeps its record, by which a later run knows it; an
-    output without one is then somebody else's and not replaced. say: tells the user what is not done anew, or is.
+    pool: what answers (rm_runtime.bulk.pool), opened once there is something to answer. settings: what decides an
+    answer (rm_runtime.bulk.settings). keeps_records: a finished output keeps its record, by which a later run knows it;
+    an output without one is then somebody else's and not replaced. say: tells the user what is not done anew, or is.
     """
 
     def __init__(

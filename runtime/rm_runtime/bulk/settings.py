@@ -21,7 +21,7 @@ others."""
 def answer_settings(bundle: Bundle, engine: str, command: str, options: Mapping[str, Any]) -> dict[str, str]:
     """What the answers of a run come from, by names that its user knows. engine: that which runs, not "auto"."""
     chosen = {name.replace("_", " "): str(value) for name, value in options.items() if name not in _OF_SPEED}
-    return {"bundle": _fingerprint(bundle), "command": command, **chosen, "engine": engine}
+    return {"bundle": fingerprint(bundle), "command": command, **chosen, "engine": engine}
 
 
 def differing(settings: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
@@ -29,8 +29,8 @@ def differing(settings: Mapping[str, str], others: Mapping[str, str]) -> list[st
     return [name for name in {**settings, **others} if settings.get(name) != others.get(name)]
 
 
-def _fingerprint(bundle: Bundle) -> str:
-    """The same for a bundle that was only verified or compiled since, other for one that was exported again."""
+def fingerprint(bundle: Bundle) -> str:
+    """Hex sha256: the same for a bundle that was only verified or compiled since, other for one exported again."""
     manifest = bundle.manifest
     deciding = {
         "family": manifest.family,
