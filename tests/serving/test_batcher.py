@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import rm_runtime.serving.batcher as batching_queue
 from rm_runtime.errors import EngineError
 from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import ClientGoneError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
@@ -48,8 +49,8 @@ def engine() -> Engine:
 
 @pytest.fixture
 def batcher(engine: Engine) -> Iterator[Batcher]:
-    """Turns of four ids; ten rows and forty ids may wait. Its engine is held up by a first row of a 0."""
-    made = Batcher(engine.run, 4, Limits(max_queue_rows=10, max_queue_tokens=40), lambda seconds: None)
+    """Turns of four ids, shares of one; ten rows and forty ids may wait. A first row of a 0 holds its engine up."""
+    made = Batcher(engine.run, 4, 1, Limits(max_queue_rows=10, max_queue_tokens=40), lambda seconds: None)
     made.submit(rows(0))
     eventually(lambda: engine.turns)
     yield made
@@ -78,12 +79,35 @@ def test_requests_take_turns_in_every_turn(engine: Engine, batcher: Batcher) -> 
     assert engine.turns[1:] == [[1, 11, 21, 2], [12, 22, 3, 23]]
 
 
-def test_a_row_longer_than_a_turn_is_run_alone(engine: Engine, batcher: Batcher) -> None:
+def test_rows_of_a_request_stay_together_as_far_as_a_share_goes(engine: Engine) -> None:
+    made = Batcher(engine.run, 6, 4, Limits(), lambda seconds: None)
+    made.submit(rows(0))
+    eventually(lambda: engine.turns)
+    jobs = [made.submit(rows(1, 2, 3, length=2)), made.submit(rows(11, 12)), made.submit(rows(21))]
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    made.close(PATIENCE)
+    assert engine.turns == [[0], [1, 2, 11, 12], [21, 3]]
+
+
+def test_a_row_longer_than_a_turn_is_the_last_of_one(engine: Engine, batcher: Batcher) -> None:
     jobs = [batcher.submit(rows(1)), batcher.submit(rows(2, length=9)), batcher.submit(rows(3))]
     engine.let.set()
     for job in jobs:
         job.future.result(PATIENCE)
-    assert engine.turns[1:] == [[1], [2], [3]]
+    assert engine.turns[1:] == [[1, 2], [3]]
+
+
+def test_a_slow_engine_takes_one_share_a_turn(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, batcher: Batcher
+) -> None:
+    monkeypatch.setattr(batching_queue, "TURN_SECONDS", 0.0)
+    jobs = [batcher.submit(rows(1, 2)), batcher.submit(rows(3))]
+    engine.let.set()
+    for job in jobs:
+        job.future.result(PATIENCE)
+    assert engine.turns[1:] == [[1], [3], [2]]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> None:
@@ -279,11 +303,17 @@ def test_no_client_is_ahead_of_another_that_waits_by_more_than_a_row(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(1, 12))
-def test_every_request_gets_its_own_outputs_and_the_queue_is_empty_after(requests: list[list[int]], turn: int) -> None:
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=5),
+    st.integers(1, 12),
+    st.integers(1, 9),
+)
+def test_every_request_gets_its_own_outputs_and_the_queue_is_empty_after(
+    requests: list[list[int]], turn: int, share: int
+) -> None:
     engine = Engine()
     engine.let.set()
-    batcher = Batcher(engine.run, turn, Limits(), lambda seconds: None)
+    batcher = Batcher(engine.run, turn, share, Limits(), lambda seconds: None)
     jobs = [
         batcher.submit([np.full(length, 100 * number + place, np.int64) for place, length in enumerate(lengths)])
         for number, lengths in enumerate(requests)

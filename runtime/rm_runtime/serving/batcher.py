@@ -1,9 +1,10 @@
 """The queue of one engine: rows of many requests -> turns of the engine -> each request's outputs.
 
-One thread runs the engine. Whenever it is free it takes a turn: one row of each waiting client after the other, round
-and round, until the turn's tokens are full; a client's rows are those of its requests, one after the other, round and
+One thread runs the engine. Whenever it is free it takes a turn: a share of each waiting client's rows after the other,
+round and round, until the turn has work enough; a client's shares are of its requests, one after the other, round and
 round. So neither a request of a thousand rows nor a thousand requests of one client delay another's single row by more
-than a turn, and all rows of a turn are planned as one call, which finds prefixes that different requests share.
+than a turn and a share, and all rows of a turn are planned as one call, which finds prefixes that they have in common:
+within a request, whose rows stay together as far as a share goes, and across requests.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from rm_runtime.serving.limits import Limits
 
 Rows = Sequence[NDArray[np.int64]]
 
+TURN_SECONDS = 1.0
+"""A turn that is expected to take so long is closed: those who come in the meantime wait for its end. Longer turns have
+more rows to sort by length and to find prefixes in."""
+
+_MEMORY = 0.8
+"""What a turn leaves of the turns before it in the estimate of the engine's speed."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -42,6 +50,14 @@ class Job:
     def tokens_left(self) -> int:
         return sum(map(len, self.rows[self.taken :]))
 
+    def next_share(self, tokens: int) -> range:
+        """The rows that come next: as many as have that many tokens together, at least one."""
+        end, held = self.taken + 1, len(self.rows[self.taken])
+        while end < len(self.rows) and held + len(self.rows[end]) <= tokens:
+            held += len(self.rows[end])
+            end += 1
+        return range(self.taken, end)
+
 
 Turn = list[tuple[Job, int]]
 """(job, row of it) in the order they were taken."""
@@ -50,21 +66,28 @@ Turn = list[tuple[Job, int]]
 class Batcher:
     """Runs rows of many requests. Every method may be called from any thread.
 
-    run: rows -> outputs, row i of each belonging to rows[i]. turn_tokens: ids a turn holds; a longer row is a turn of
-    its own. waited: told the seconds from a job's arrival to its first row's turn.
+    run: rows -> outputs, row i of each belonging to rows[i]. turn_tokens: ids that close a turn. share_tokens: ids of
+    one request that are taken together; a longer row is a share of its own. waited: told the seconds from a job's
+    arrival to its first row's turn.
     """
 
     def __init__(
-        self, run: Callable[[Rows], Arrays], turn_tokens: int, limits: Limits, waited: Callable[[float], None]
+        self,
+        run: Callable[[Rows], Arrays],
+        turn_tokens: int,
+        share_tokens: int,
+        limits: Limits,
+        waited: Callable[[float], None],
     ) -> None:
         self._run = run
         self._turn_tokens = turn_tokens
+        self._share_tokens = share_tokens
         self._limits = limits
         self._waited = waited
         self._jobs: FairQueue[Job] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
-        self._seconds_per_token = 0.0
+        self._recent_seconds = self._recent_tokens = 0.0
         self.waiting_rows = 0
         self.waiting_tokens = 0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
@@ -90,7 +113,7 @@ class Batcher:
                 limits = limits.of_newcomers()
             full = self.waiting_rows + len(rows) > limits.max_queue_rows
             if not admitted and (full or self.waiting_tokens + tokens > limits.max_queue_tokens):
-                seconds = max(1, math.ceil(self.waiting_tokens * self._seconds_per_token))
+                seconds = max(1, math.ceil(self._expected_seconds(self.waiting_tokens)))
                 raise QueueFullError(f"{self.waiting_rows} rows are waiting; try again later", retry_after=seconds)
             self._jobs.append(job)
             self._count(len(rows), tokens)
@@ -117,8 +140,12 @@ class Batcher:
         while turn := self._next_turn():
             started = time.monotonic()
             self._run_turn(turn)
-            per_token = (time.monotonic() - started) / max(1, sum(len(job.rows[row]) for job, row in turn))
-            self._seconds_per_token += 0.2 * (per_token - self._seconds_per_token)
+            self._recent_seconds = _MEMORY * self._recent_seconds + time.monotonic() - started
+            self._recent_tokens = _MEMORY * self._recent_tokens + sum(len(job.rows[row]) for job, row in turn)
+
+    def _expected_seconds(self, tokens: int) -> float:
+        """For so many ids, by the turns of late; 0 before the first."""
+        return tokens * self._recent_seconds / max(1.0, self._recent_tokens)
 
     def _next_turn(self) -> Turn:
         """What the engine does next, as soon as there is something; empty when closed and all is done."""
@@ -126,20 +153,21 @@ class Batcher:
         tokens = 0
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
-            while self._jobs:
-                job = self._jobs.first()
-                length = len(job.rows[job.taken])
-                if turn and tokens + length > self._turn_tokens:
-                    break
+            while self._jobs and not self._fills_turn(tokens):
+                job = self._jobs.pop()
                 if not job.taken:
                     self._waited(time.monotonic() - job.arrived)
-                turn.append((self._jobs.pop(), job.taken))
-                tokens += length
-                job.taken += 1
+                share = job.next_share(self._share_tokens)
+                turn += [(job, row) for row in share]
+                tokens += sum(len(job.rows[row]) for row in share)
+                job.taken = share.stop
                 if job.taken < len(job.rows):
                     self._jobs.append(job)
             self._count(-len(turn), -tokens)
         return turn
+
+    def _fills_turn(self, tokens: int) -> bool:
+        return tokens >= self._turn_tokens or (tokens > 0 and self._expected_seconds(tokens) >= TURN_SECONDS)
 
     def _run_turn(self, turn: Turn) -> None:
         """Run a turn and give out its outputs; where the engine fails, each job alone, so that one fails alone."""

@@ -42,10 +42,6 @@ class FairQueue(Generic[J]):
         """The last of its client's."""
         self._jobs.setdefault(job.client, deque()).append(job)
 
-    def first(self) -> J:
-        """What `pop` would give."""
-        return next(iter(self._jobs.values()))[0]
-
     def pop(self) -> J:
         """The first job of the first client, which is the last client from now on."""
         client = next(iter(self._jobs))

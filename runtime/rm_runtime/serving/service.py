@@ -102,7 +102,7 @@ class Service:
         run = partial(
             run_rows, model.engine, pad_token_id=pad, batch_tokens=tokens, on_batch=self.metrics.batches(name)
         )
-        batcher = Batcher(run, TURN_BATCHES * tokens, self.limits, self.metrics.queue_time(name))
+        batcher = Batcher(run, TURN_BATCHES * tokens, tokens, self.limits, self.metrics.queue_time(name))
         self.metrics.watch(name, batcher)
         self._models[name] = ServedModel(name, model, batcher)
 
