@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import rm_runtime.serving.batcher as batching_queue
 from rm_runtime.errors import EngineError
+from rm_runtime.serving import batcher as queue_module
 from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import ClientGoneError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from rm_runtime.serving.limits import Limits
@@ -102,7 +102,7 @@ def test_a_row_longer_than_a_turn_is_the_last_of_one(engine: Engine, batcher: Ba
 def test_a_slow_engine_takes_one_share_a_turn(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, batcher: Batcher
 ) -> None:
-    monkeypatch.setattr(batching_queue, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(queue_module, "TURN_SECONDS", 0.0)
     jobs = [batcher.submit(rows(1, 2)), batcher.submit(rows(3))]
     engine.let.set()
     for job in jobs:
@@ -118,6 +118,45 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> No
     batcher.submit(rows(1))
     with pytest.raises(QueueFullError):
         batcher.submit(rows(1))
+
+
+def test_what_waits_too_long_refuses_and_says_for_how_long(engine: Engine) -> None:
+    made = Batcher(engine.run, 4, 4, Limits(max_wait_seconds=10), lambda seconds: None, seconds_per_token=1.0)
+    made.submit(rows(0, length=3))
+    made.submit(rows(1, length=8))
+    with pytest.raises(QueueFullError, match="1[01] seconds") as full:
+        made.submit(rows(2))
+    assert full.value.retry_after in (10, 11)
+    engine.let.set()
+    eventually(lambda: made.expected_wait() == 0)
+    assert made.submit(rows(3)).future.result(PATIENCE)["score"].tolist() == [3], (
+        "it has learnt that the engine is fast"
+    )
+    made.close(PATIENCE)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=40), st.integers(1, 30))
+def test_no_request_is_let_in_behind_more_than_it_may_wait_for(lengths: list[int], max_wait: int) -> None:
+    engine = Engine()
+    made = Batcher(engine.run, 1, 1, Limits(max_wait_seconds=max_wait), lambda seconds: None, seconds_per_token=1.0)
+    made.submit(rows(0))
+    eventually(lambda: engine.turns)
+    waiting, accepted = 0, []
+    for length in lengths:
+        refused = waiting > max_wait  # its turn in work, which no time has passed for, aside
+        try:
+            accepted.append(made.submit(rows(length, length=length)))
+            waiting += length
+            assert not refused
+        except QueueFullError as full:
+            assert waiting + 1 > max_wait
+            assert full.retry_after is not None
+            assert max_wait <= full.retry_after <= waiting + 1
+    engine.let.set()
+    for job in accepted:
+        job.future.result(PATIENCE)
+    made.close(PATIENCE)
 
 
 def test_ids_that_wait_are_bounded_too(batcher: Batcher) -> None:

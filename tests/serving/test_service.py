@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from fake_models import FakeEngine, pointwise
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.serving import batcher
 from served import PATIENCE, eventually, serving
 
 LONG = "Why is the sky blue at noon and red in the evening? " * 20
@@ -38,7 +41,8 @@ class PrefixEngine:
         return self._plain.run(whole)
 
 
-def test_a_prefix_that_two_requests_have_in_common_is_computed_once() -> None:
+def test_a_prefix_that_two_requests_have_in_common_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "TURN_SECONDS", math.inf)  # the engine is held up below and seems slow
     busy, go = threading.Event(), threading.Event()
 
     def outputs_of(rendered: str) -> dict[str, float]:

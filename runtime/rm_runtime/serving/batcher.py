@@ -68,7 +68,7 @@ class Batcher:
 
     run: rows -> outputs, row i of each belonging to rows[i]. turn_tokens: ids that close a turn. share_tokens: ids of
     one request that are taken together; a longer row is a share of its own. waited: told the seconds from a job's
-    arrival to its first row's turn.
+    arrival to its first row's turn. seconds_per_token: of the engine, until its turns tell; 0 = not known.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Batcher:
         share_tokens: int,
         limits: Limits,
         waited: Callable[[float], None],
+        seconds_per_token: float = 0.0,
     ) -> None:
         self._run = run
         self._turn_tokens = turn_tokens
@@ -87,7 +88,8 @@ class Batcher:
         self._jobs: FairQueue[Job] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
-        self._recent_seconds = self._recent_tokens = 0.0
+        self._recent_seconds, self._recent_tokens = seconds_per_token, 1.0
+        self._turn_ends = 0.0
         self.waiting_rows = 0
         self.waiting_tokens = 0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
@@ -112,13 +114,18 @@ class Batcher:
             if not self._jobs.has(client):
                 limits = limits.of_newcomers()
             full = self.waiting_rows + len(rows) > limits.max_queue_rows
-            if not admitted and (full or self.waiting_tokens + tokens > limits.max_queue_tokens):
-                seconds = max(1, math.ceil(self._expected_seconds(self.waiting_tokens)))
-                raise QueueFullError(f"{self.waiting_rows} rows are waiting; try again later", retry_after=seconds)
+            full |= self.waiting_tokens + tokens > limits.max_queue_tokens
+            if not admitted and (full or self.expected_wait() > limits.max_wait_seconds):
+                waiting = f"{self.waiting_rows} rows are waiting, for about {self.expected_wait():.0f} seconds"
+                raise QueueFullError(f"{waiting}; try again later", retry_after=max(1, math.ceil(self.expected_wait())))
             self._jobs.append(job)
             self._count(len(rows), tokens)
             self._changed.notify()
         return job
+
+    def expected_wait(self) -> float:
+        """Seconds until what waits now is done, at the engine's speed of late."""
+        return max(0.0, self._turn_ends - time.monotonic()) + self._expected_seconds(self.waiting_tokens)
 
     def withdraw(self, job: Job, reason: Exception) -> None:
         """Take a job's rows out of the queue and fail it, unless it has its outputs. Rows in the engine run on."""
@@ -138,14 +145,15 @@ class Batcher:
 
     def _work(self) -> None:
         while turn := self._next_turn():
-            started = time.monotonic()
+            started, tokens = time.monotonic(), sum(len(job.rows[row]) for job, row in turn)
+            self._turn_ends = started + self._expected_seconds(tokens)
             self._run_turn(turn)
             self._recent_seconds = _MEMORY * self._recent_seconds + time.monotonic() - started
-            self._recent_tokens = _MEMORY * self._recent_tokens + sum(len(job.rows[row]) for job, row in turn)
+            self._recent_tokens = _MEMORY * self._recent_tokens + tokens
 
     def _expected_seconds(self, tokens: int) -> float:
-        """For so many ids, by the turns of late; 0 before the first."""
-        return tokens * self._recent_seconds / max(1.0, self._recent_tokens)
+        """For so many ids, by the turns of late."""
+        return tokens * self._recent_seconds / self._recent_tokens
 
     def _next_turn(self) -> Turn:
         """What the engine does next, as soon as there is something; empty when closed and all is done."""

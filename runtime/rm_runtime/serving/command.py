@@ -77,6 +77,14 @@ class _Serve(click.Command):
     help="Waiting for a bundle. Else 429.",
 )
 @click.option(
+    "--max-wait",
+    "max_wait_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULTS.max_wait_seconds,
+    show_default=True,
+    help="Seconds that a bundle's queue may be expected to take. Else 429.",
+)
+@click.option(
     "--timeout",
     "timeout_seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -117,6 +125,7 @@ def serve(
     max_connections: int,
     max_queue_rows: int,
     max_queue_tokens: int,
+    max_wait_seconds: float,
     timeout_seconds: float,
     drain_seconds: float,
     restarts: int,
@@ -147,6 +156,7 @@ def serve(
         max_connections=max_connections,
         max_queue_rows=max_queue_rows,
         max_queue_tokens=max_queue_tokens,
+        max_wait_seconds=max_wait_seconds,
         timeout_seconds=timeout_seconds,
         drain_seconds=drain_seconds,
     )

@@ -11,10 +11,11 @@ class Limits:
 
     max_body_bytes: of one request (413). max_rows: prompts of one request (413). max_requests: being answered at once,
     a thread each (429). max_queue_rows, max_queue_tokens: waiting for one bundle's engine (429); a request that is
-    larger than the empty queue is 413. max_connections: open at once (503), fewer than the 1,024 descriptors that a
-    process commonly has. max_head_bytes: of a request line and its headers (431). head_seconds: from a connection, or
-    its last answer, until a head has come (408); body_seconds: until its body has, too (408). timeout_seconds: from a
-    request's head to its answer (504). drain_seconds: for requests in work once the server is told to stop (503).
+    larger than the empty queue is 413. max_wait_seconds: that the engine needs, as it is expected, for what waits
+    before a request (429). max_connections: open at once (503), fewer than the 1,024 descriptors that a process
+    commonly has. max_head_bytes: of a request line and its headers (431). head_seconds: from a connection, or its last
+    answer, until a head has come (408); body_seconds: until its body has, too (408). timeout_seconds: from a request's
+    head to its answer (504). drain_seconds: for requests in work once the server is told to stop (503).
     """
 
     max_body_bytes: int = 4 * 2**20
@@ -22,6 +23,7 @@ class Limits:
     max_requests: int = 256
     max_queue_rows: int = 8192
     max_queue_tokens: int = 2**20
+    max_wait_seconds: float = 30.0
     max_connections: int = 768
     max_head_bytes: int = 16 * 2**10
     head_seconds: float = 20.0
@@ -31,8 +33,8 @@ class Limits:
 
     def of_newcomers(self) -> Limits:
         """For a client that has nothing in work: places that no other client can take, however much it asks."""
-        grown = {name: getattr(self, name) * 5 // 4 for name in ("max_requests", "max_queue_rows", "max_queue_tokens")}
-        return replace(self, **grown)
+        counts = {name: getattr(self, name) * 5 // 4 for name in ("max_requests", "max_queue_rows", "max_queue_tokens")}
+        return replace(self, **counts, max_wait_seconds=self.max_wait_seconds * 5 / 4)
 
     @property
     def max_bodies_bytes(self) -> int:

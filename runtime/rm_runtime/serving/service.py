@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,9 @@ from rm_runtime.serving.ticket import QueuedRows, Ticket
 TURN_BATCHES = 4
 """Batches of the engine in a turn: rows enough to be sorted by length and grouped by prefix, soon enough over for those
 who come in the meantime."""
+
+_PACE_TOKENS = 128
+"""A row that is long enough to tell how fast an engine is, and not so long that the slowest is late to be ready."""
 
 _STOP_SECONDS = 5.0
 """For the engine's last batch: nobody waits for it any longer."""
@@ -97,12 +101,12 @@ class Service:
 
     def _add(self, name: str, model: Any) -> None:
         """Warm a model up and start its queue."""
-        _warm_up(model)
+        pace = _warm_up(model)
         pad, tokens = model.bundle.manifest.pad_token_id, model.options.batch_tokens
         run = partial(
             run_rows, model.engine, pad_token_id=pad, batch_tokens=tokens, on_batch=self.metrics.batches(name)
         )
-        batcher = Batcher(run, TURN_BATCHES * tokens, tokens, self.limits, self.metrics.queue_time(name))
+        batcher = Batcher(run, TURN_BATCHES * tokens, tokens, self.limits, self.metrics.queue_time(name), pace)
         self.metrics.watch(name, batcher)
         self._models[name] = ServedModel(name, model, batcher)
 
@@ -137,7 +141,9 @@ class Service:
         known = any(ticket.client == client for ticket in self._tickets)
         limits = self.limits if known else self.limits.of_newcomers()
         if self.in_flight >= limits.max_requests:
-            raise QueueFullError(f"{self.in_flight} requests are being answered; try again later")
+            waits = (served.batcher.expected_wait() for served in self._models.values())
+            later = max(1, math.ceil(max(waits)))
+            raise QueueFullError(f"{self.in_flight} requests are being answered; try again later", retry_after=later)
         allowed = self.limits.timeout_seconds
         ticket = Ticket(allowed if seconds is None else min(seconds, allowed), client)
         self._tickets.add(ticket)
@@ -181,11 +187,20 @@ class Service:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _warm_up(model: Any) -> None:
+def _warm_up(model: Any) -> float:
     """Open the graph of shared prefixes and take an engine's memory now, not while a client waits: for a length that
-    comes later there might be none left. `load` has run the other graph."""
+    comes later there might be none left. `load` has run the other graph.
+
+    Returns the seconds that an id takes, 0 where that is not known before requests come.
+    """
+    pace = 0.0
     if isinstance(model.engine, SharedPrefixEngine):
-        ids = np.full((1, 2), model.bundle.manifest.pad_token_id, np.int64)
-        model.engine.run({"input_ids": ids, "attention_mask": np.ones_like(ids), "prefix_ids": ids})
+        ids = np.full((1, _PACE_TOKENS), model.bundle.manifest.pad_token_id, np.int64)
+        plain = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        model.engine.run({**plain, "prefix_ids": ids[:, :2]})
+        started = time.monotonic()
+        model.engine.run(plain)
+        pace = (time.monotonic() - started) / _PACE_TOKENS
     if isinstance(model.engine, Reservable):
         model.engine.reserve()
+    return pace
