@@ -27,17 +27,23 @@ class Answered:
     body: bytes
 
 
+IDLE_SECONDS = 2.0
+"""A connection that idled longer is not used again: the server may hang up at that moment (uvicorn after 5 s)."""
+
+
 @dataclass
 class Connections:
-    """Idle connections to a port; a request takes one, or opens one."""
+    """Idle connections to a port; a request takes one, or opens one. Each with the time since when it is idle."""
 
     port: int
-    idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=deque)
+    idle: deque[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=deque)
 
     async def ask(self, head_and_body: bytes) -> tuple[int, int | None, bytes]:
         """Send a request; its answer's status, Retry-After and body. Status 0 if the connection broke."""
+        while self.idle and time.monotonic() - self.idle[0][0] > IDLE_SECONDS:
+            self.idle.popleft()[2].close()
         if self.idle:
-            reader, writer = self.idle.pop()
+            _, reader, writer = self.idle.pop()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -53,14 +59,14 @@ class Connections:
         if _field(head, b"connection") == b"close":
             writer.close()
         else:
-            self.idle.append((reader, writer))
+            self.idle.append((time.monotonic(), reader, writer))
         retry_after = _field(head, b"retry-after")
         return int(head[9:12]), None if retry_after is None else int(retry_after), body
 
     def close(self) -> None:
         """Hang all up."""
         while self.idle:
-            self.idle.pop()[1].close()
+            self.idle.pop()[2].close()
 
 
 def post(path: str, body: bytes) -> bytes:

@@ -41,7 +41,6 @@ class Turns(RuleBasedStateMachine):
     def pop(self, again: bool) -> None:
         client = self.clients.pop(0)
         longest = next(job for job in self.jobs if job.client == client)
-        assert self.queue.first() is longest
         assert self.queue.pop() is longest
         self.jobs.remove(longest)
         if any(job.client == client for job in self.jobs):

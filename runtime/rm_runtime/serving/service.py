@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +79,6 @@ class Service:
         self._models: dict[str, ServedModel] = {}
         self._tickets: set[Ticket] = set()
         self._body_bytes = 0
-        self._pool = ThreadPoolExecutor(self.limits.of_newcomers().max_requests, "request")
 
     def start(self, failed: Callable[[], None]) -> None:
         """Load in the background. failed: called when a bundle cannot be loaded; `failure` then says why."""
@@ -164,8 +163,22 @@ class Service:
         self.metrics.in_flight.set(self.in_flight)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Run a request's work in a thread of its own."""
-        return self._pool.submit(work)
+        """Run a request's work in a thread of its own.
+
+        It ends with the request: of a pool, as many threads would stay, and their memory, as were ever needed at once.
+        """
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whatever it is: whoever waits for the future is told
+                future.set_exception(error)
+
+        Thread(target=run, name="request", daemon=True).start()
+        return future
 
     def drain(self) -> None:
         """Let no more requests in; those in work go on."""
@@ -179,12 +192,11 @@ class Service:
             ticket.end(NotReadyError("the server stopped before it came to this request"))
 
     def close(self) -> None:
-        """Stop the queues and the threads."""
+        """Stop the queues."""
         self.abandon()
         end = time.monotonic() + _STOP_SECONDS
         for served in list(self._models.values()):
             served.batcher.close(max(0.0, end - time.monotonic()))
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _warm_up(model: Any) -> float:
