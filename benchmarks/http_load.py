@@ -33,31 +33,36 @@ IDLE_SECONDS = 2.0
 
 @dataclass
 class Connections:
-    """Idle connections to a port; a request takes one, or opens one. Each with the time since when it is idle."""
+    """Connections to a port: a request takes an idle one, or opens one.
+
+    idle: those, with the time since when. opened: how many are open, idle or not.
+    """
 
     port: int
+    opened: int = 0
     idle: deque[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=deque)
 
     async def ask(self, head_and_body: bytes) -> tuple[int, int | None, bytes]:
         """Send a request; its answer's status, Retry-After and body. Status 0 if the connection broke."""
         while self.idle and time.monotonic() - self.idle[0][0] > IDLE_SECONDS:
-            self.idle.popleft()[2].close()
+            self._close(self.idle.popleft()[2])
         if self.idle:
             _, reader, writer = self.idle.pop()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.opened += 1
         try:
             writer.write(head_and_body)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             body = await reader.readexactly(int(_field(head, b"content-length") or 0))
         except (OSError, asyncio.IncompleteReadError):
-            writer.close()
+            self._close(writer)
             return 0, None, b""
         except asyncio.CancelledError:
-            writer.close()
+            self._close(writer)
             raise
         if _field(head, b"connection") == b"close":
-            writer.close()
+            self._close(writer)
         else:
             self.idle.append((time.monotonic(), reader, writer))
         retry_after = _field(head, b"retry-after")
@@ -66,7 +71,11 @@ class Connections:
     def close(self) -> None:
         """Hang all up."""
         while self.idle:
-            self.idle.pop()[2].close()
+            self._close(self.idle.pop()[2])
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        self.opened -= 1
+        writer.close()
 
 
 def post(path: str, body: bytes) -> bytes:

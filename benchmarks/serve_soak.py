@@ -5,7 +5,8 @@ one client in ten hangs up at a random moment. Every answer is checked against w
 its chats alone, in a process of its own. A score may differ by what other batches round otherwise: TOLERANCE of the
 scores' standard deviation, which is far less than lies between two requests (the report says for how many pairs of
 scores that is so, hence what share of mix-ups it would see). The server's memory, threads and descriptors are taken
-every ten seconds; after a warm-up, the growth is the least-squares slope and last quarter less first.
+every ten seconds, without the thread and the connection that each request in work has; after a warm-up, the growth is
+the least-squares slope and last quarter less first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ TOLERANCE = 1e-4
 GROWTH = {"resident_bytes": 0.01, "threads": 0.0, "descriptors": 0.0}
 """By how much of the first quarter's mean the last one's may be above it; descriptors and threads also by NOISE."""
 NOISE = 3.0
-"""Connections open while a sample is taken, on average over a quarter."""
+"""Requests that come or end while a sample is taken."""
 
 
 @dataclass
@@ -72,6 +73,7 @@ def soak(
     deviation = deviation_of(cases)
     rng = np.random.default_rng(3)
     connections = Connections(server.port)
+    running: set[asyncio.Task[None]] = set()
 
     async def ask(case: Case, due: float, patience: float | None) -> None:
         try:
@@ -92,7 +94,11 @@ def soak(
 
     async def sample(began: float) -> None:
         while True:
-            samples.append((time.monotonic() - began, server.usage()))
+            usage = server.usage()
+            own = replace(
+                usage, threads=usage.threads - len(running), descriptors=usage.descriptors - connections.opened
+            )
+            samples.append((time.monotonic() - began, own))
             print(f"{samples[-1]} {dict(tally.statuses)} {tally.wrong} wrong", flush=True)
             await asyncio.sleep(SAMPLE_SECONDS)
 
@@ -100,7 +106,6 @@ def soak(
         due = time.monotonic()
         end = due + seconds
         sampling = asyncio.ensure_future(sample(due))
-        running: set[asyncio.Task[None]] = set()
         while due < end:
             due += rng.exponential(1 / rate)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -189,6 +194,7 @@ def table(figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, help="requests a second; default: 80 %% of what a closed loop reaches")
     parser.add_argument("--bundle", type=Path, help="default: the demo's")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -205,7 +211,7 @@ def main() -> None:
                 began = time.monotonic()
                 closed_loop(port, [case.request for case in cases], 32)
                 took.append(time.monotonic() - began)
-            rate = SHARE_OF_CAPACITY * len(cases) / min(took)
+            rate = arguments.rate or SHARE_OF_CAPACITY * len(cases) / min(took)
             print(f"{machine_facts()}\n{arguments.minutes:g} minutes at {rate:.1f} requests/s\n", flush=True)
             tally, samples = Tally(), list[tuple[float, Usage]]()
             soak(server, cases, rate, 60 * arguments.minutes, tally, samples)

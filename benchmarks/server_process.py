@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import os
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 READY_SECONDS = 300.0
@@ -27,8 +29,9 @@ class ServerProcess:
     log: Path
 
     def usage(self) -> Usage:
-        """What it takes now."""
-        return usage_of(self.process.pid)
+        """What it and its workers take now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return functools.reduce(operator.add, map(usage_of, [self.process.pid, *map(int, children)]))
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Usage:
     peak_bytes: int
     threads: int
     descriptors: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def usage_of(pid: int) -> Usage:

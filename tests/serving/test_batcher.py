@@ -262,7 +262,7 @@ def test_a_clients_hundred_requests_are_one_place_in_the_round() -> None:
         assert may_run.acquire(timeout=PATIENCE)
         return {"score": np.array([row[0] for row in of_turn])}
 
-    batcher = Batcher(run, 4, Limits(max_queue_rows=20_000), lambda seconds: None)
+    batcher = Batcher(run, 4, 1, Limits(max_queue_rows=20_000, max_wait_seconds=1e9), lambda seconds: None)
     bulk = [batcher.submit(rows(*[number] * 100), "bulk") for number in range(1, 101)]
     for turn in range(1, 50):
         eventually(lambda turn=turn: len(turns) == turn)
@@ -316,7 +316,7 @@ def test_no_client_is_ahead_of_another_that_waits_by_more_than_a_row(
     requests: list[tuple[str, list[int]]], turn: int
 ) -> None:
     engine = Engine()
-    batcher = Batcher(engine.run, turn, Limits(), lambda seconds: None)
+    batcher = Batcher(engine.run, turn, 1, Limits(), lambda seconds: None)
     batcher.submit(rows(0))
     eventually(lambda: engine.turns)
     jobs, owner = [], {}
