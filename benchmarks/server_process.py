@@ -102,12 +102,15 @@ def started(
 def rm_runtime_serve(bundle: Path, port: int, *options: str) -> list[str]:
     """The command line, with this interpreter."""
     main = "import sys; from rm_runtime.cli import main; sys.exit(main())"
-    return [sys.executable, "-c", main, "serve", f"rm={bundle}", "--port", str(port), *options]
+    return [sys.executable, "-c", main, "serve", f"rm={bundle}", "--port", str(port), "--no-grpc", *options]
 
 
 def _healthy(port: int) -> bool:
+    """Whether /health is 200, or there is no such route on a server that answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+    except urllib.error.HTTPError as error:
+        return error.code == 404
+    except OSError:
         return False
