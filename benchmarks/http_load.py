@@ -80,7 +80,8 @@ class Connections:
 
 def post(path: str, body: bytes) -> bytes:
     """A request as it goes over the wire."""
-    return b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
 
 
 def closed_loop(port: int, requests: Sequence[bytes], clients: int) -> list[Answered]:

@@ -1,8 +1,8 @@
 """Record what OpenRLHF asks a remote reward model, and what it reads from the answer: tests/data/peers/openrlhf.json.
 
-Its own rollout code (SingleTurnAgentExecutor) runs with a made-up engine that "generates" an answer; the reward model is
-a socket that keeps what came and replies as /get_reward does. Run in an environment of its own (the recorded file is
-committed, this is only to make it anew):
+Its own rollout code (SingleTurnAgentExecutor) runs with a made-up engine that "generates" an answer; the reward model
+is a socket that keeps what came and replies as /get_reward does. Run in an environment of its own (the recorded file
+is committed, this is only to make it anew):
 
     python -m venv peers
     peers/bin/pip install torch==2.13.0 transformers==5.15.0 aiohttp sympy pylatexenc

@@ -68,7 +68,7 @@ def test_a_request_of_one_row_waits_for_one_turn_of_a_bulk_request(engine: Engin
     engine.let.set()
     assert one.future.result(PATIENCE)["score"].tolist() == [100]
     assert bulk.future.result(PATIENCE)["score"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert engine.turns == [[0], [1, 100, 2, 3], [4, 5, 6, 7], [8]]
+    assert engine.turns == [[0], [1, 2, 100, 3], [4, 5, 6, 7], [8]]
 
 
 def test_requests_take_turns_in_every_turn(engine: Engine, batcher: Batcher) -> None:
@@ -76,19 +76,19 @@ def test_requests_take_turns_in_every_turn(engine: Engine, batcher: Batcher) -> 
     engine.let.set()
     for job in jobs:
         job.future.result(PATIENCE)
-    assert engine.turns[1:] == [[1, 11, 21, 2], [12, 22, 3, 23]]
+    assert engine.turns[1:] == [[1, 2, 11, 3], [21, 12, 22, 23]]
 
 
 def test_rows_of_a_request_stay_together_as_far_as_a_share_goes(engine: Engine) -> None:
     made = Batcher(engine.run, 6, 4, Limits(), lambda seconds: None)
     made.submit(rows(0))
     eventually(lambda: engine.turns)
-    jobs = [made.submit(rows(1, 2, 3, length=2)), made.submit(rows(11, 12)), made.submit(rows(21))]
+    jobs = [made.submit(rows(1, 2, 3, 4, 5, length=2)), made.submit(rows(11, 12)), made.submit(rows(21))]
     engine.let.set()
     for job in jobs:
         job.future.result(PATIENCE)
     made.close(PATIENCE)
-    assert engine.turns == [[0], [1, 2, 11, 12], [21, 3]]
+    assert engine.turns == [[0], [1, 2, 3, 4], [11, 12, 5, 21]]
 
 
 def test_a_row_longer_than_a_turn_is_the_last_of_one(engine: Engine, batcher: Batcher) -> None:
@@ -103,11 +103,11 @@ def test_a_slow_engine_takes_one_share_a_turn(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, batcher: Batcher
 ) -> None:
     monkeypatch.setattr(queue_module, "TURN_SECONDS", 0.0)
-    jobs = [batcher.submit(rows(1, 2)), batcher.submit(rows(3))]
+    jobs = [batcher.submit(rows(1)), batcher.submit(rows(2)), batcher.submit(rows(3))]
     engine.let.set()
     for job in jobs:
         job.future.result(PATIENCE)
-    assert engine.turns[1:] == [[1], [3], [2]]
+    assert engine.turns[1:] == [[1], [2], [3]]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher) -> None:
@@ -289,7 +289,7 @@ def test_clients_share_a_turn_and_a_clients_requests_share_its_part(engine: Engi
     engine.let.set()
     for job in jobs:
         job.future.result(PATIENCE)
-    assert engine.turns[1:] == [[1, 21, 11, 22], [31, 2, 12]]
+    assert engine.turns[1:] == [[1, 21, 2, 22], [11, 12, 31]]
 
 
 def test_a_client_with_nothing_in_work_is_let_into_a_queue_that_another_filled(

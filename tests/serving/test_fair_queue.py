@@ -15,16 +15,19 @@ from rm_runtime.serving.fair_queue import FairQueue
 @dataclass(eq=False)
 class Job:
     client: str
+    taken: int = 0
 
 
 class Turns(RuleBasedStateMachine):
-    """Against the rule itself, in its most literal form: whoever waits for the longest is next."""
+    """Against the rule itself, in its most literal form: whoever waits for the longest is next, of clients and of a
+    client's jobs that have begun or have not, by turns."""
 
     def __init__(self) -> None:
         super().__init__()
         self.queue: FairQueue[Job] = FairQueue()
         self.jobs: list[Job] = []
         self.clients: list[str] = []
+        self.begun_is_next: dict[str, bool] = {}
 
     @rule(client=st.sampled_from("abcd"))
     def append(self, client: str) -> None:
@@ -35,17 +38,22 @@ class Turns(RuleBasedStateMachine):
         self.jobs.append(job)
         if job.client not in self.clients:
             self.clients.append(job.client)
+            self.begun_is_next[job.client] = False
 
     @precondition(lambda self: self.jobs)
     @rule(again=st.booleans())
     def pop(self, again: bool) -> None:
         client = self.clients.pop(0)
-        longest = next(job for job in self.jobs if job.client == client)
+        waiting = [job for job in self.jobs if job.client == client]
+        wanted = [job for job in waiting if bool(job.taken) == self.begun_is_next[client]]
+        longest = (wanted or waiting)[0]
         assert self.queue.pop() is longest
+        self.begun_is_next[client] = not longest.taken
         self.jobs.remove(longest)
         if any(job.client == client for job in self.jobs):
             self.clients.append(client)
         if again:
+            longest.taken += 1
             self.put(longest)
 
     @precondition(lambda self: self.jobs)
