@@ -58,7 +58,7 @@ class Sizes:
     overload_seconds: float
 
 
-SIZES = {"demo": Sizes(500, 64, 5, 60, 3, 30.0), "1b": Sizes(10, 8, 2, 3, 2, 60.0)}
+SIZES = {"demo": Sizes(500, 64, 5, 60, 3, 30.0), "1b": Sizes(10, 4, 2, 3, 2, 60.0)}
 
 
 def write_bundle(name: str, folder: Path) -> Path:

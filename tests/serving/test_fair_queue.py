@@ -76,6 +76,28 @@ Turns.TestCase.settings = settings(max_examples=60, stateful_step_count=40, dead
 TestTurns = Turns.TestCase
 
 
+@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("turns", [1, 2, 7])
+def test_a_job_of_many_turns_is_done_however_many_jobs_keep_coming(clients: int, turns: int) -> None:
+    queue: FairQueue[Job] = FairQueue()
+    for number in range(50):
+        queue.append(Job(str(number % clients)))
+    large, waited = Job("0"), 0
+    queue.append(large)
+    while queue.pop() is not large:
+        queue.append(Job(str(waited % clients)))
+        waited += 1
+    assert waited <= 50 + clients, "those that came before it"
+    for taken in range(1, turns):
+        large.taken = taken
+        queue.append(large)
+        popped = 1
+        while queue.pop() is not large:
+            queue.append(Job(str(popped % clients)))
+            popped += 1
+        assert popped <= 2 * clients
+
+
 def test_what_is_not_there_cannot_be_removed() -> None:
     queue: FairQueue[Job] = FairQueue()
     with pytest.raises(KeyError):
