@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -282,6 +283,31 @@ def test_a_client_is_its_key_or_its_address_and_never_what_it_says_of_itself(gat
                 eventually(lambda client=client: client.metric("rm_waiting_rows") == 5)
             gate.opened.set()
             assert {reply.result().status for reply in waiting} == {200}
+
+
+def test_too_long_a_wait_is_429_until_it_is_over(gate: Gate) -> None:
+    """What waits is expected to take as long as the row that the shut gate held up."""
+    with serving({"rm": gate.model}, max_wait_seconds=0.05) as client:
+        held = in_threads(client, chat("0"))
+        assert gate.entered.wait(PATIENCE)
+        time.sleep(0.2)  # an engine that took so long for its first row
+        gate.opened.set()
+        assert held[0].result().status == 200
+        gate.opened.clear()
+        gate.entered.clear()
+        waiting = in_threads(client, chat("1"))
+        assert gate.entered.wait(PATIENCE)
+        eventually(lambda: client.metric("rm_expected_wait_seconds") == 0)  # it should be over by now
+        waiting += in_threads(client, chat("2"))
+        eventually(lambda: client.metric("rm_waiting_rows") == 1)
+        assert client.metric("rm_expected_wait_seconds") > 0.1
+        refused = client.post("/v1/score", chat("3"))
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        gate.opened.set()
+        assert {reply.result().status for reply in waiting} == {200}
+        eventually(lambda: client.metric("rm_expected_wait_seconds") == 0)
+        assert client.post("/v1/score", chat("3")).status == 200
 
 
 def test_metrics_count_requests_rows_waiting_times_and_padding(open_gate: Gate) -> None:

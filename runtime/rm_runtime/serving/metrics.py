@@ -38,6 +38,9 @@ class Metrics:
         self._rows = Counter("rm_rows", "Rows the engine ran.", ["model"], registry=registry)
         self._waiting = Gauge("rm_waiting_rows", "Rows that wait for their turn.", ["model"], registry=registry)
         self._waiting_tokens = Gauge("rm_waiting_tokens", "Their ids.", ["model"], registry=registry)
+        self._expected = Gauge(
+            "rm_expected_wait_seconds", "That the engine is expected to take for them.", ["model"], registry=registry
+        )
 
     def queue_time(self, model: str) -> Callable[[float], None]:
         """What a Batcher tells its waiting times."""
@@ -62,6 +65,7 @@ class Metrics:
         """Show how much waits in a model's queue."""
         self._waiting.labels(model).set_function(lambda: batcher.waiting_rows)
         self._waiting_tokens.labels(model).set_function(lambda: batcher.waiting_tokens)
+        self._expected.labels(model).set_function(batcher.expected_wait)
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
