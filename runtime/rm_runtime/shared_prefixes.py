@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +17,12 @@ LEAST_SAVED_SHARE = 0.05
 first percent on (benchmarks/shared_prefix.py); less is not worth the second graph's memory."""
 LEAST_SAVED_TOKENS = 64
 """And at least so many tokens, for the same reason."""
+
+
+def new_ids(rows: Rows) -> list[int]:
+    """Ids of each row that the row before it does not begin with: about what it costs where prefixes are shared."""
+    before = itertools.chain([rows[0][:0]] if rows else [], rows)
+    return [len(row) - _common(previous, row) for previous, row in zip(before, rows, strict=False)]
 
 
 @dataclass(frozen=True)

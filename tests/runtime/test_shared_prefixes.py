@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rm_runtime.batching import MAX_PADDING
-from rm_runtime.shared_prefixes import LEAST_SAVED_SHARE, LEAST_SAVED_TOKENS, PrefixBatch, plan_shared_prefixes
+from rm_runtime.shared_prefixes import LEAST_SAVED_SHARE, LEAST_SAVED_TOKENS, PrefixBatch, new_ids, plan_shared_prefixes
 
 Row = NDArray[np.int64]
 
@@ -104,3 +104,13 @@ def test_a_row_that_is_itself_the_prefix_is_one_of_the_batch() -> None:
 
 def test_no_rows_make_no_batch() -> None:
     assert plan_shared_prefixes([], 4096, MAX_PADDING) == ([], [])
+
+
+@given(st.lists(st.lists(st.integers(0, 1), max_size=6), max_size=8))
+def test_new_ids_are_those_behind_what_the_row_before_begins_with_too(lists: list[list[int]]) -> None:
+    rows = [np.array(ids, np.int64) for ids in lists]
+    for place, (ids, new) in enumerate(zip(lists, new_ids(rows), strict=True)):
+        before = lists[place - 1] if place else []
+        kept = len(ids) - new
+        assert ids[:kept] == before[:kept]
+        assert new == 0 or kept == len(before) or ids[kept] != before[kept]

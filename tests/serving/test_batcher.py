@@ -19,6 +19,7 @@ from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import ClientGoneError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from rm_runtime.serving.limits import Limits
 from rm_runtime.serving.ticket import QueuedRows, Ticket
+from rm_runtime.shared_prefixes import new_ids
 from served import PATIENCE, eventually
 
 Rows = Sequence[NDArray[np.int64]]
@@ -89,6 +90,21 @@ def test_rows_of_a_request_stay_together_as_far_as_a_share_goes(engine: Engine) 
         job.future.result(PATIENCE)
     made.close(PATIENCE)
     assert engine.turns == [[0], [1, 2, 3, 4], [11, 12, 5, 21]]
+
+
+def test_what_rows_have_in_common_counts_once_in_turns_and_in_the_expected_wait(engine: Engine) -> None:
+    made = Batcher(engine.run, 8, 8, Limits(), lambda seconds: None, seconds_per_token=1.0, work_of=new_ids)
+    made.submit(rows(0))
+    eventually(lambda: engine.turns)
+    alike = [np.array([1, *[5] * 5, last], np.int64) for last in (6, 7, 8)]
+    job = made.submit(alike)
+    assert made.waiting_tokens == 21
+    assert 9 <= made.expected_wait() <= 10, "seven ids, one, one, and the turn in work"
+    engine.let.set()
+    assert job.future.result(PATIENCE)["score"].tolist() == [32, 33, 34]
+    made.close(PATIENCE)
+    assert [len(turn) for turn in engine.turns] == [1, 2, 1]
+    assert made.expected_wait() == 0
 
 
 def test_a_row_longer_than_a_turn_is_the_last_of_one(engine: Engine, batcher: Batcher) -> None:

@@ -37,9 +37,13 @@ _MEMORY = 0.8
 
 @dataclass(eq=False)
 class Job:
-    """Rows that a client's request waits for. taken: what the engine was given; missing: what has no outputs."""
+    """Rows that a client's request waits for. taken: what the engine was given; missing: what has no outputs.
+
+    work: ids of each row that the engine has to compute.
+    """
 
     rows: Rows
+    work: Sequence[int]
     client: str
     arrived: float
     taken: int = 0
@@ -50,13 +54,21 @@ class Job:
     def tokens_left(self) -> int:
         return sum(map(len, self.rows[self.taken :]))
 
-    def next_share(self, tokens: int) -> range:
-        """The rows that come next: as many as have that many tokens together, at least one."""
-        end, held = self.taken + 1, len(self.rows[self.taken])
-        while end < len(self.rows) and held + len(self.rows[end]) <= tokens:
-            held += len(self.rows[end])
+    def work_left(self) -> int:
+        return sum(self.work[self.taken :])
+
+    def next_share(self, work: int) -> range:
+        """The rows that come next: as many as have that much work together, at least one."""
+        end, held = self.taken + 1, self.work[self.taken]
+        while end < len(self.rows) and held + self.work[end] <= work:
+            held += self.work[end]
             end += 1
         return range(self.taken, end)
+
+
+def lengths(rows: Rows) -> list[int]:
+    """Ids of each row."""
+    return [len(row) for row in rows]
 
 
 Turn = list[tuple[Job, int]]
@@ -68,7 +80,8 @@ class Batcher:
 
     run: rows -> outputs, row i of each belonging to rows[i]. turn_tokens: ids that close a turn. share_tokens: ids of
     one request that are taken together; a longer row is a share of its own. waited: told the seconds from a job's
-    arrival to its first row's turn. seconds_per_token: of the engine, until its turns tell; 0 = not known.
+    arrival to its first row's turn. seconds_per_token: of the engine, until its turns tell; 0 = not known. work_of:
+    rows of a request -> the ids of each that count in turns, shares and time, as prefixes may be computed once.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class Batcher:
         limits: Limits,
         waited: Callable[[float], None],
         seconds_per_token: float = 0.0,
+        work_of: Callable[[Rows], Sequence[int]] = lengths,
     ) -> None:
         self._run = run
         self._turn_tokens = turn_tokens
@@ -88,10 +102,12 @@ class Batcher:
         self._jobs: FairQueue[Job] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
-        self._recent_seconds, self._recent_tokens = seconds_per_token, 1.0
+        self._work_of = work_of
+        self._recent_seconds, self._recent_work = seconds_per_token, 1.0
         self._turn_ends = 0.0
         self.waiting_rows = 0
         self.waiting_tokens = 0
+        self._waiting_work = 0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
@@ -101,7 +117,7 @@ class Batcher:
         Raises TooLargeError if they do not fit the empty queue, QueueFullError if they do not fit now, NotReadyError
         after `close`.
         """
-        job = Job(rows, client, time.monotonic(), missing=len(rows))
+        job = Job(rows, self._work_of(rows), client, time.monotonic(), missing=len(rows))
         tokens, limits = job.tokens_left(), self._limits
         if tokens > limits.max_queue_tokens or len(rows) > limits.max_queue_rows:
             raise TooLargeError(
@@ -119,20 +135,20 @@ class Batcher:
                 waiting = f"{self.waiting_rows} rows are waiting, for about {self.expected_wait():.0f} seconds"
                 raise QueueFullError(f"{waiting}; try again later", retry_after=max(1, math.ceil(self.expected_wait())))
             self._jobs.append(job)
-            self._count(len(rows), tokens)
+            self._count(len(rows), tokens, job.work_left())
             self._changed.notify()
         return job
 
     def expected_wait(self) -> float:
         """Seconds until what waits now is done, at the engine's speed of late."""
-        return max(0.0, self._turn_ends - time.monotonic()) + self._expected_seconds(self.waiting_tokens)
+        return max(0.0, self._turn_ends - time.monotonic()) + self._expected_seconds(self._waiting_work)
 
     def withdraw(self, job: Job, reason: Exception) -> None:
         """Take a job's rows out of the queue and fail it, unless it has its outputs. Rows in the engine run on."""
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
-                self._count(job.taken - len(job.rows), -job.tokens_left())
+                self._count(job.taken - len(job.rows), -job.tokens_left(), -job.work_left())
             if not job.future.done():
                 job.future.set_exception(reason)
 
@@ -145,37 +161,37 @@ class Batcher:
 
     def _work(self) -> None:
         while turn := self._next_turn():
-            started, tokens = time.monotonic(), sum(len(job.rows[row]) for job, row in turn)
-            self._turn_ends = started + self._expected_seconds(tokens)
+            started, work = time.monotonic(), sum(job.work[row] for job, row in turn)
+            self._turn_ends = started + self._expected_seconds(work)
             self._run_turn(turn)
             self._recent_seconds = _MEMORY * self._recent_seconds + time.monotonic() - started
-            self._recent_tokens = _MEMORY * self._recent_tokens + tokens
+            self._recent_work = _MEMORY * self._recent_work + work
 
-    def _expected_seconds(self, tokens: int) -> float:
+    def _expected_seconds(self, work: int) -> float:
         """For so many ids, by the turns of late."""
-        return tokens * self._recent_seconds / self._recent_tokens
+        return work * self._recent_seconds / self._recent_work
 
     def _next_turn(self) -> Turn:
         """What the engine does next, as soon as there is something; empty when closed and all is done."""
         turn: Turn = []
-        tokens = 0
+        work = 0
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
-            while self._jobs and not self._fills_turn(tokens):
+            while self._jobs and not self._fills_turn(work):
                 job = self._jobs.pop()
                 if not job.taken:
                     self._waited(time.monotonic() - job.arrived)
                 share = job.next_share(self._share_tokens)
                 turn += [(job, row) for row in share]
-                tokens += sum(len(job.rows[row]) for row in share)
+                work += sum(job.work[row] for row in share)
                 job.taken = share.stop
                 if job.taken < len(job.rows):
                     self._jobs.append(job)
-            self._count(-len(turn), -tokens)
+            self._count(-len(turn), -sum(len(job.rows[row]) for job, row in turn), -work)
         return turn
 
-    def _fills_turn(self, tokens: int) -> bool:
-        return tokens >= self._turn_tokens or (tokens > 0 and self._expected_seconds(tokens) >= TURN_SECONDS)
+    def _fills_turn(self, work: int) -> bool:
+        return work >= self._turn_tokens or (work > 0 and self._expected_seconds(work) >= TURN_SECONDS)
 
     def _run_turn(self, turn: Turn) -> None:
         """Run a turn and give out its outputs; where the engine fails, each job alone, so that one fails alone."""
@@ -199,6 +215,7 @@ class Batcher:
                 if not job.missing and not job.future.done():
                     job.future.set_result(job.outputs)
 
-    def _count(self, rows: int, tokens: int) -> None:
+    def _count(self, rows: int, tokens: int, work: int) -> None:
         self.waiting_rows += rows
         self.waiting_tokens += tokens
+        self._waiting_work += work

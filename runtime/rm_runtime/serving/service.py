@@ -20,12 +20,13 @@ from rm_runtime.batching import run_rows
 from rm_runtime.engines.protocol import Reservable
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.errors import RequestError
-from rm_runtime.serving.batcher import Batcher
+from rm_runtime.serving.batcher import Batcher, lengths
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, UnknownModelError
 from rm_runtime.serving.limits import Limits
 from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.metrics import Metrics
 from rm_runtime.serving.ticket import QueuedRows, Ticket
+from rm_runtime.shared_prefixes import new_ids
 
 TURN_BATCHES = 4
 """Batches of the engine in a turn: rows enough to be sorted by length and grouped by prefix, soon enough over for those
@@ -105,7 +106,9 @@ class Service:
         run = partial(
             run_rows, model.engine, pad_token_id=pad, batch_tokens=tokens, on_batch=self.metrics.batches(name)
         )
-        batcher = Batcher(run, TURN_BATCHES * tokens, tokens, self.limits, self.metrics.queue_time(name), pace)
+        work_of = new_ids if isinstance(model.engine, SharedPrefixEngine) else lengths
+        waited = self.metrics.queue_time(name)
+        batcher = Batcher(run, TURN_BATCHES * tokens, tokens, self.limits, waited, pace, work_of)
         self.metrics.watch(name, batcher)
         self._models[name] = ServedModel(name, model, batcher)
 
