@@ -24,15 +24,13 @@ from rm_runtime.errors import EngineError, RewardModelError
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, TooLargeError
 from rm_runtime.serving.fair_queue import FairQueue
 from rm_runtime.serving.limits import Limits
+from rm_runtime.serving.pace import Pace
 
 Rows = Sequence[NDArray[np.int64]]
 
 TURN_SECONDS = 1.0
 """A turn that is expected to take so long is closed: those who come in the meantime wait for its end. Longer turns have
 more rows to sort by length and to find prefixes in."""
-
-_MEMORY = 0.8
-"""What a turn leaves of the turns before it in the estimate of the engine's speed."""
 
 
 @dataclass(eq=False)
@@ -103,8 +101,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._work_of = work_of
-        self._recent_seconds, self._recent_work = seconds_per_token, 1.0
-        self._turn_ends = 0.0
+        self._pace = Pace(seconds_per_token)
         self.waiting_rows = 0
         self.waiting_tokens = 0
         self._waiting_work = 0
@@ -141,7 +138,7 @@ class Batcher:
 
     def expected_wait(self) -> float:
         """Seconds until what waits now is done, at the engine's speed of late."""
-        return max(0.0, self._turn_ends - time.monotonic()) + self._expected_seconds(self._waiting_work)
+        return self._pace.left() + self._pace.expected(self._waiting_work)
 
     def withdraw(self, job: Job, reason: Exception) -> None:
         """Take a job's rows out of the queue and fail it, unless it has its outputs. Rows in the engine run on."""
@@ -161,16 +158,10 @@ class Batcher:
 
     def _work(self) -> None:
         while turn := self._next_turn():
-            started, work = time.monotonic(), sum(job.work[row] for job, row in turn)
-            self._turn_ends = started + self._expected_seconds(work)
+            work = sum(job.work[row] for job, row in turn)
+            self._pace.begin(work)
             self._run_turn(turn)
-            self._turn_ends = 0.0
-            self._recent_seconds = _MEMORY * self._recent_seconds + time.monotonic() - started
-            self._recent_work = _MEMORY * self._recent_work + work
-
-    def _expected_seconds(self, work: int) -> float:
-        """For so many ids, by the turns of late."""
-        return work * self._recent_seconds / self._recent_work
+            self._pace.end(work)
 
     def _next_turn(self) -> Turn:
         """What the engine does next, as soon as there is something; empty when closed and all is done."""
@@ -192,7 +183,7 @@ class Batcher:
         return turn
 
     def _fills_turn(self, work: int) -> bool:
-        return work >= self._turn_tokens or (work > 0 and self._expected_seconds(work) >= TURN_SECONDS)
+        return work >= self._turn_tokens or (work > 0 and self._pace.expected(work) >= TURN_SECONDS)
 
     def _run_turn(self, turn: Turn) -> None:
         """Run a turn and give out its outputs; where the engine fails, each job alone, so that one fails alone."""
