@@ -7,7 +7,7 @@ several at once, in a closed loop. What is compared:
 - rm-runtime serve, fp32 and int8 (/get_reward);
 - OpenRLHF 0.11.2: `python -m openrlhf.cli.serve_rm` (transformers and FastAPI, /get_reward), in bfloat16, the one type
   it has beside float16. flash_attn has no CPU build: an empty stub in its place, since only packing calls it;
-- infinity_emb 0.0.78 (/classify), torch, float32.
+- infinity_emb 0.0.78 (/rerank), torch, float32.
 
 Environments, each of its own:
 
@@ -92,10 +92,17 @@ def peers(bundles: dict[str, Path], checkpoint: Path, openrlhf: Path | None, inf
         yield Peer(
             "infinity_emb, float32",
             lambda port: [str(infinity), *known, *quiet, "--port", str(port)],
-            "/classify",
-            lambda texts: {"model": "rm", "input": texts, "raw_scores": True},
-            lambda reply: [one[0]["score"] for one in reply["data"]],
+            "/rerank",
+            _reranked,
+            lambda reply: [one["relevance_score"] for one in sorted(reply["results"], key=lambda one: one["index"])],
         )
+
+
+def _reranked(texts: list[str]) -> dict[str, Any]:
+    """A model with one label only reranks there: the query is all up to the answer, which is the document."""
+    split = [text.rpartition("<|end_header_id|>\n\n") for text in texts]
+    query = "".join(split[0][:2])
+    return {"model": "rm", "query": query, "documents": [answer for _, _, answer in split], "raw_scores": True}
 
 
 def rendered(request: LoadRequest, spec: ChatPrompt) -> list[str]:
@@ -132,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--openrlhf", type=Path, help="the python of its environment")
     parser.add_argument("--infinity", type=Path, help="the infinity_emb of its environment")
+    parser.add_argument("--only", default="", help="those whose names hold this")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine_facts(), "peers": {}}
@@ -152,6 +160,8 @@ def main() -> None:
         print("| server | requests/s | per CPU second | p50 | p99 | one alone, p50 | peak memory | first scores |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for peer in peers(bundles, checkpoint, arguments.openrlhf, arguments.infinity):
+            if arguments.only not in peer.name:
+                continue
             of = figures["peers"][peer.name] = measured(peer, texts)
             seconds = " | ".join(f"{of[key]:.2f} s" for key in ("p50_seconds", "p99_seconds", "alone_p50_seconds"))
             scores = ", ".join(f"{score:.3f}" for score in of["scores"])
