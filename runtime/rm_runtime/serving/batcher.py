@@ -3,7 +3,7 @@
 One thread runs the engine. Whenever it is free it takes a turn: a share of each waiting client's rows after the other,
 round and round, until the turn has work enough; a client's shares are of its requests, one after the other, round and
 round. So neither a request of a thousand rows nor a thousand requests of one client delay another's single row by more
-than a turn and a share, and all rows of a turn are planned as one call, which finds prefixes that they have in common:
+than the turn in work and a share of each other client, and all rows of a turn are planned as one call, which finds prefixes that they have in common:
 within a request, whose rows stay together as far as a share goes, and across requests.
 """
 
@@ -13,61 +13,20 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rm_runtime.engines.protocol import Arrays
 from rm_runtime.errors import EngineError, RewardModelError
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, TooLargeError
 from rm_runtime.serving.fair_queue import FairQueue
+from rm_runtime.serving.job import Job, Rows, lengths
 from rm_runtime.serving.limits import Limits
 from rm_runtime.serving.pace import Pace
-
-Rows = Sequence[NDArray[np.int64]]
 
 TURN_SECONDS = 1.0
 """A turn that is expected to take so long is closed: those who come in the meantime wait for its end. Longer turns have
 more rows to sort by length and to find prefixes in."""
-
-
-@dataclass(eq=False)
-class Job:
-    """Rows that a client's request waits for. taken: what the engine was given; missing: what has no outputs.
-
-    work: ids of each row that the engine has to compute.
-    """
-
-    rows: Rows
-    work: Sequence[int]
-    client: str
-    arrived: float
-    taken: int = 0
-    missing: int = 0
-    outputs: Arrays = field(default_factory=dict)
-    future: Future[Arrays] = field(default_factory=Future)
-
-    def tokens_left(self) -> int:
-        return sum(map(len, self.rows[self.taken :]))
-
-    def work_left(self) -> int:
-        return sum(self.work[self.taken :])
-
-    def next_share(self, work: int) -> range:
-        """The rows that come next: as many as have that much work together, at least one."""
-        end, held = self.taken + 1, self.work[self.taken]
-        while end < len(self.rows) and held + self.work[end] <= work:
-            held += self.work[end]
-            end += 1
-        return range(self.taken, end)
-
-
-def lengths(rows: Rows) -> list[int]:
-    """Ids of each row."""
-    return [len(row) for row in rows]
-
 
 Turn = list[tuple[Job, int]]
 """(job, row of it) in the order they were taken."""

@@ -20,8 +20,9 @@ from rm_runtime.batching import run_rows
 from rm_runtime.engines.protocol import Reservable
 from rm_runtime.engines.shared_prefix import SharedPrefixEngine
 from rm_runtime.errors import RequestError
-from rm_runtime.serving.batcher import Batcher, lengths
+from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, UnknownModelError
+from rm_runtime.serving.job import lengths
 from rm_runtime.serving.limits import Limits
 from rm_runtime.serving.logs import log_event
 from rm_runtime.serving.metrics import Metrics

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 
 from rm_runtime.engines.protocol import Arrays
-from rm_runtime.serving.batcher import Batcher, Job, Rows
+from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import DeadlineError, ServingError
+from rm_runtime.serving.job import Job, Rows
 
 
 class Ticket:
