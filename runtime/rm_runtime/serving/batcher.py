@@ -3,8 +3,8 @@
 One thread runs the engine. Whenever it is free it takes a turn: a share of each waiting client's rows after the other,
 round and round, until the turn has work enough; a client's shares are of its requests, one after the other, round and
 round. So neither a request of a thousand rows nor a thousand requests of one client delay another's single row by more
-than the turn in work and a share of each other client, and all rows of a turn are planned as one call, which finds prefixes that they have in common:
-within a request, whose rows stay together as far as a share goes, and across requests.
+than the turn in work and a share of each other client. All rows of a turn are planned as one call, which finds prefixes
+that they have in common: within a request, whose rows stay together as far as a share goes, and across requests.
 """
 
 from __future__ import annotations
