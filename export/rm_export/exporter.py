@@ -31,6 +31,7 @@ from rm_export.options import Options
 from rm_export.proof import package_versions, parity_files
 from rm_export.quantisation import RECIPE_NAME, WEIGHT_BITS, Quantisation, Written, quantise, write_within_budget
 from rm_export.speed import compare_layers
+from rm_export.template_pieces import with_pieces
 from rm_runtime.bundle import MANIFEST_NAME, TOKENIZER_NAME
 from rm_runtime.manifest import FileRecord, Manifest, Source, TensorRecord
 
@@ -134,7 +135,7 @@ def _manifest(
         outputs=tuple(TensorRecord(name, "float32", tuple(shape)) for name, shape in plan.outputs.items()),
         pooling=plan.pooling,
         pad_token_id=plan.pad_token_id,
-        prompt=plan.prompt,
+        prompt=with_pieces(plan.prompt),
         precision=precision,
         target=target.name,
         opset=OPSET,

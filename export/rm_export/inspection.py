@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rm_calibration.recipe import Recipe
+from rm_export.template_pieces import why_not_in_pieces
 from rm_runtime.bundle import Bundle
 from rm_runtime.manifest import Manifest, TensorRecord
 from rm_runtime.prompt_spec import ChatPrompt, PairChatPrompt, PromptSpec
@@ -40,6 +41,8 @@ def _facts(bundle: Bundle, hashes_checked: bool) -> Iterator[tuple[str, str]]:
     yield "outputs", ", ".join(_signature(tensor) for tensor in manifest.outputs)
     yield "reads", f"{manifest.pooling}, padded on the right with id {manifest.pad_token_id}"
     yield "prompt", _prompt(manifest.prompt)
+    if failure := why_not_in_pieces(manifest.prompt):
+        yield "in C++", f"takes rendered text: {failure}"
     total = sum(record.size for record in manifest.files.values())
     checked = "sha256 of every file checked" if hashes_checked else "sizes checked; --verify checks the hashes"
     yield "files", f"{len(manifest.files)}, {_bytes(total)} ({checked})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rm_runtime.errors import BundleError
+from rm_runtime.template_pieces import TemplatePieces, Turn
 
 TruncationSide = Literal["left", "right"]
 
@@ -26,6 +27,7 @@ class ChatPrompt:
     max_length: most token ids a prompt may have, special ones included.
     truncation_side: the end from which a longer prompt loses tokens.
     required_suffix: ids every untruncated prompt ends in, e.g. pair-pm's assistant header (semantics 2.2).
+    pieces: the template without Jinja, for C++; None if it has no such form.
     """
 
     kind: ClassVar[str] = "chat"
@@ -40,6 +42,7 @@ class ChatPrompt:
     max_length: int = 4096
     truncation_side: TruncationSide = "right"
     required_suffix: tuple[int, ...] = ()
+    pieces: TemplatePieces | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class PairChatPrompt:
     context_template: Jinja source that renders the context messages (roles by index parity, semantics 2.2).
     message: str.format template with {context}, {a} and {b}; the text of the one user message.
     chat: how that message becomes ids.
+    context_pieces: the context template without Jinja, as ChatPrompt.pieces.
     """
 
     kind: ClassVar[str] = "pair-chat"
@@ -56,6 +60,7 @@ class PairChatPrompt:
     context_template: str
     message: str
     chat: ChatPrompt
+    context_pieces: TemplatePieces | None = None
 
     @property
     def max_length(self) -> int:
@@ -102,7 +107,7 @@ _KINDS: dict[str, type[Any]] = {spec.kind: spec for spec in (ChatPrompt, PairCha
 
 def prompt_to_json(spec: PromptSpec) -> dict[str, Any]:
     """The spec as the manifest stores it: its fields plus `kind`."""
-    return {"kind": spec.kind, **dataclasses.asdict(spec)}
+    return {"kind": spec.kind, **dataclasses.asdict(spec, dict_factory=_fields)}
 
 
 def prompt_from_json(fields: Mapping[str, Any]) -> PromptSpec:
@@ -119,9 +124,21 @@ def prompt_from_json(fields: Mapping[str, Any]) -> PromptSpec:
     return spec
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A record as a dict; of a Turn only what it says."""
+    is_turn = any(name == "refused" for name, _ in pairs)
+    return {name: value for name, value in pairs if not is_turn or value is not None or name == "after"}
+
+
 def _build(spec_type: type[Any], values: Mapping[str, Any]) -> Any:
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     try:
-        return spec_type(**tuples)
+        for name in ("pieces", "context_pieces"):
+            if isinstance(fields.get(name), Mapping):
+                turns = tuple(Turn(**turn) for turn in fields[name].get("turns", ()))
+                fields[name] = TemplatePieces(**{**fields[name], "turns": turns})
+        return spec_type(**fields)
     except TypeError as error:
         raise BundleError(f"prompt spec of kind {spec_type.kind!r}: {error}") from None

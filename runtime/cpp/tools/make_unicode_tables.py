@@ -44,7 +44,7 @@ def composing() -> set[int]:
 
 
 def replacing(key: bytes) -> Callable[[str], str]:
-    """A sentencepiece normaliser whose map holds one key, which becomes "b": where its clusters end shows in its text."""
+    """A sentencepiece normaliser whose map holds one key, which becomes "b": its text shows where clusters end."""
     units = [0] * 1024  # a double array that is one path: unit i leads to the unit (i ^ offset ^ byte)
     place = 0
     for depth, byte in enumerate(key):
@@ -98,7 +98,7 @@ def ranges_of(codes: Collection[int]) -> list[tuple[int, int]]:
 def header() -> str:
     """The text of unicode_tables.hpp."""
     parts = [
-        "// Written by runtime/cpp/tools/make_unicode_tables.py from the answers of the package `tokenizers`; not by hand.\n"
+        "// Written by runtime/cpp/tools/make_unicode_tables.py from the answers of the package `tokenizers`.\n"
         "#pragma once\n\nnamespace rm_runtime::unicode {\n\nstruct CodeRange {\n    char32_t first;\n"
         "    char32_t last;\n};\n"
     ]

@@ -1,4 +1,4 @@
-// Written by runtime/cpp/tools/make_unicode_tables.py from the answers of the package `tokenizers`; not by hand.
+// Written by runtime/cpp/tools/make_unicode_tables.py from the answers of the package `tokenizers`.
 #pragma once
 
 namespace rm_runtime::unicode {
