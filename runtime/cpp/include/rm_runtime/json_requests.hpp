@@ -31,7 +31,6 @@ using Reply = Result<nlohmann::ordered_json>;
 
 /// Messages as JSON. Throws Error (prompt) that names the message and what is wrong with it.
 [[nodiscard]] inline Messages read_messages(const Json& array) {
-    if (array.empty()) throw Error(ErrorKind::prompt, "the conversation is empty; it needs at least one message");
     Messages messages;
     for (std::size_t place = 0; place < array.size(); ++place) {
         const Json& message = array[place];
