@@ -1,4 +1,4 @@
-"""The C++ library, built for the tests: once a machine, in build/cpp, where a second run finds what the first one made."""
+"""The C++ library, built for the tests in build/cpp, where a second run finds what the first one made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile bundles: each is refused with a one-line reason before anything of it is used, in Python and C++."""
+"""Damaged and hostile bundles: Python and C++ refuse each with a one-line reason before anything of it is used."""
 
 from __future__ import annotations
 

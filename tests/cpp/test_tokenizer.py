@@ -23,7 +23,8 @@ from prompt_cases import FOLDER, load_tokenizer
 FAMILIES = ("llama3", "qwen", "mistral", "gemma", "deberta")
 POOL = (*ENGLISH, *OTHER_LANGUAGES, *CODE, *SYMBOLS, *SPECIAL_TEXT)
 WHITESPACE = (" ", "  ", "\n", "\n\n", "    ", "\t\t", " \n ", "\r\n", "\u00a0", "\u3000", "\u2028", "\u0085")
-ODD = "½ﬁ①Ａ…é\u0301İıſßΣςK한가각ᄒ ก้👩‍👩‍👧🇩🇪♥️²³٣৪Ⅷ'’▁\x00\x01\x7f\u200b\u200d\ufeffǅ𝕏\u0600\u0897\U0010fffd\U000e0041\u00ad"
+ODD = "½ﬁ①Ａ…é\u0301İıſßΣςK한가각ᄒ ก้👩‍👩‍👧🇩🇪♥️²³٣৪Ⅷ'’▁\x00\x01\x7f\u200b\u200d\ufeffǅ𝕏"
+ODD += "\u0600\u0897\U0010fffd\U000e0041\u00ad"
 CODE_POINTS = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
 
@@ -55,7 +56,7 @@ def assert_equal_ids(family: str, texts: Sequence[str]) -> None:
 
 
 def mixed_texts(count: int) -> list[str]:
-    """Parts of sentences, code, special-token text, white space, odd letters and letters of any script, put together."""
+    """Parts of sentences, code, special-token text, white space and letters of any script, put together."""
     chance = np.random.default_rng(0)
 
     def part() -> str:
