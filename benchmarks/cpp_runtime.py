@@ -1,0 +1,86 @@
+"""Time to load a bundle and to score chats: rm_score (C++) against `rm-runtime score`, in turns on the same lines.
+
+    python benchmarks/cpp_runtime.py BUNDLE [--program build/rm_score/rm_score] [--chats 200] [--rounds 5] [--json F]
+
+Whole processes with one thread of ONNX Runtime each, from start to exit: with no line (load) and with all lines (load and
+score). The program is built in build/cpp/release if none is given. Medians over the rounds; ratios are Python's over C++'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent.parent / "tests"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--program", type=Path)
+    parser.add_argument("--chats", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
+    from conversations import conversations
+
+    chats = conversations(arguments.chats, special_text=False)
+    lines = "".join(f"{json.dumps({'messages': chat})}\n" for chat in chats).encode()
+    contenders = {
+        "c++": [str(arguments.program or released()), str(arguments.bundle), "--threads", "1"],
+        "python": [
+            *(sys.executable, "-c", "import sys, rm_runtime.cli; sys.exit(rm_runtime.cli.main())", "score"),
+            *(str(arguments.bundle), "--threads", "1", "--engine", "onnxruntime"),
+        ],
+    }
+    seconds: dict[str, dict[str, list[float]]] = {name: {"load": [], "load and score": []} for name in contenders}
+    for _ in range(arguments.rounds + 1):  # the first warms the file cache up
+        for name, command in contenders.items():
+            seconds[name]["load"].append(timed(command, b""))
+            seconds[name]["load and score"].append(timed(command, lines))
+    report = summary(seconds, arguments.chats)
+    for row in report["rows"]:
+        print(f"{row['what']:>16}: c++ {row['c++']:.2f} s, python {row['python']:.2f} s, ratio {row['ratio']:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def summary(seconds: dict[str, dict[str, list[float]]], chats: int) -> dict[str, Any]:
+    medians = {name: {what: statistics.median(times[1:]) for what, times in of.items()} for name, of in seconds.items()}
+    for of in medians.values():
+        of["score"] = of["load and score"] - of["load"]
+    rows = [
+        {
+            "what": what,
+            "c++": medians["c++"][what],
+            "python": medians["python"][what],
+            "ratio": medians["python"][what] / medians["c++"][what],
+        }
+        for what in ("load", "score", "load and score")
+    ]
+    return {"chats": chats, "rows": rows, "seconds": seconds}
+
+
+def released() -> Path:
+    import cpp_builds
+
+    options = [f"-DONNXRUNTIME_ROOT={cpp_builds.onnxruntime_root()}", "-DCMAKE_BUILD_TYPE=Release"]
+    return cpp_builds.built("release", cpp_builds.SOURCE, options) / "rm_score"
+
+
+def timed(command: list[str], lines: bytes) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(command, input=lines, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
