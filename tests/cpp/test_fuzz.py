@@ -66,22 +66,9 @@ def test_a_short_run_of_libfuzzer_finds_nothing(seeds: Path, tmp_path: Path) -> 
     library = [f"{root}/lib/libonnxruntime.so.1", f"-Wl,-rpath,{root}/lib"]
     source = str(Path(__file__).parent / "fuzz_inputs.cpp")
     includes = [f"-I{cpp_builds.SOURCE}/include", "-isystem", f"{root}/include"]
-    cpp_builds.run(
-        [
-            "clang++",
-            "-std=c++17",
-            "-O1",
-            "-Wall",
-            "-Wextra",
-            "-Wpedantic",
-            "-Werror",
-            *sanitizers,
-            *includes,
-            source,
-            *library,
-        ]
-        + ["-lpcre2-8", "-lutf8proc", "-lcrypto", "-o", str(program)]
-    )
+    compiler = ["clang++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", *sanitizers]
+    libraries = [*library, "-lpcre2-8", "-lutf8proc", "-lcrypto"]
+    cpp_builds.run([*compiler, *includes, source, *libraries, "-o", str(program)])
     done = subprocess.run(
         [program, f"-runs={RUNS}", "-seed=1", "-max_len=20000", "-timeout=20", f"-artifact_prefix={tmp_path}/", seeds],
         capture_output=True,
