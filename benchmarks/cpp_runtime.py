@@ -4,7 +4,7 @@
         [--no-share-prefixes] [--json F]
 
 Whole processes with one thread of ONNX Runtime each, from start to exit: with no line (load) and with all lines (load
-and score). The program is built in build/cpp/release if none is given. Medians over the rounds; ratios are Python's
+and score), in wall and CPU time. The program is built in build/cpp/release if none is given. Medians over the rounds; ratios are Python's
 over C++'s.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+Seconds = dict[str, dict[str, list[tuple[float, float]]]]
 TESTS = Path(__file__).parent.parent / "tests"
 
 
@@ -44,31 +46,33 @@ def main() -> None:
             *(["--no-share-prefixes"] if arguments.no_share_prefixes else []),
         ],
     }
-    seconds: dict[str, dict[str, list[float]]] = {name: {"load": [], "load and score": []} for name in contenders}
+    seconds: Seconds = {name: {"load": [], "load and score": []} for name in contenders}
     for _ in range(arguments.rounds + 1):  # the first warms the file cache up
         for name, command in contenders.items():
             seconds[name]["load"].append(timed(command, b""))
             seconds[name]["load and score"].append(timed(command, lines))
     report = summary(seconds, arguments.chats)
     for row in report["rows"]:
-        print(f"{row['what']:>16}: c++ {row['c++']:.2f} s, python {row['python']:.2f} s, ratio {row['ratio']:.2f}")
+        print(
+            f"{row['what']:>14}, {row['clock']:>4}: c++ {row['c++']:.2f} s, python {row['python']:.2f} s, "
+            f"ratio {row['ratio']:.2f}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def summary(seconds: dict[str, dict[str, list[float]]], chats: int) -> dict[str, Any]:
-    medians = {name: {what: statistics.median(times[1:]) for what, times in of.items()} for name, of in seconds.items()}
-    for of in medians.values():
-        of["score"] = of["load and score"] - of["load"]
-    rows = [
-        {
-            "what": what,
-            "c++": medians["c++"][what],
-            "python": medians["python"][what],
-            "ratio": medians["python"][what] / medians["c++"][what],
+def summary(seconds: Seconds, chats: int) -> dict[str, Any]:
+    rows = []
+    for clock, place in (("wall", 0), ("cpu", 1)):
+        medians = {
+            name: {what: statistics.median(time[place] for time in times[1:]) for what, times in of.items()}
+            for name, of in seconds.items()
         }
-        for what in ("load", "score", "load and score")
-    ]
+        for of in medians.values():
+            of["score"] = of["load and score"] - of["load"]
+        for what in ("load", "score", "load and score"):
+            ours, python = medians["c++"][what], medians["python"][what]
+            rows.append({"what": what, "clock": clock, "c++": ours, "python": python, "ratio": python / ours})
     return {"chats": chats, "rows": rows, "seconds": seconds}
 
 
@@ -79,11 +83,13 @@ def released() -> Path:
     return cpp_builds.built("release", cpp_builds.SOURCE, options) / "rm_score"
 
 
-def timed(command: list[str], lines: bytes) -> float:
-    start = time.perf_counter()
+def timed(command: list[str], lines: bytes) -> tuple[float, float]:
+    """Wall and CPU seconds of a process."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, input=lines, capture_output=True, check=False)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode in (0, 1), done.stderr.decode()  # 1: a chat that this model cannot score
-    return time.perf_counter() - start
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

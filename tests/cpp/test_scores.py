@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -205,3 +206,29 @@ def test_a_bundle_without_pieces_scores_rendered_text_and_asks_for_it(bundles: A
     assert "send rendered text" in refused["error"]
     expected = load(bundle, engine="onnxruntime").score([chat])[0].score
     assert scored["score"] == approximately(expected)
+
+
+def best_of_n() -> list[Any]:
+    question = {"role": "user", "content": "Which of these answers is the best one, and why? " * 12}
+    answers = [f"It is number {number}, because " + "so " * number for number in range(9)]
+    return [{"messages": [question], "responses": answers}, {"messages": [question], "responses": answers[:3]}]
+
+
+@pytest.mark.parametrize("family", ["armorm", "grm", "scalar-qwen2", "pair-pm"])
+def test_answers_behind_one_prompt_score_as_in_python(family: str, bundles: Any) -> None:
+    assert_same_answers(bundles(family), best_of_n())
+
+
+def test_a_common_prompt_is_computed_once_by_the_graph_for_it(bundles: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(bundles("grm"), tmp_path / "bundle"))
+    graph = bundle / "model.prefix.onnx"
+    graph.write_bytes(b"x" * graph.stat().st_size)
+    lines = "".join(f"{json.dumps(request)}\n" for request in best_of_n()).encode()
+    opened = cpp_builds.score(bundle, lines)
+    assert opened.returncode == 1
+    assert "model.prefix.onnx" in opened.stderr.decode()
+    assert cpp_builds.score(bundle, b"").returncode == 0  # it is opened when it first pays
+    in_full = cpp_builds.score(bundle, lines, "--no-share-prefixes")
+    assert [json.loads(line)["scores"] for line in in_full.stdout.splitlines()] == approximately(
+        [json.loads(line)["scores"] for line in cpp_builds.score(bundles("grm"), lines).stdout.splitlines()]
+    )

@@ -22,6 +22,7 @@ constexpr const char* usage =
     "  --rank                           refuse lines without responses\n"
     "  --threads N                      of ONNX Runtime; default: all that this process may use\n"
     "  --batch-tokens N                 ids a batch may hold, padding included\n"
+    "  --no-share-prefixes              compute every row in full: a second graph takes memory of its own\n"
     "  --truncation cut|error           what happens to a prompt that is too long\n"
     "  --special-text token|text|error  what a typed \"<|eot_id|>\" is\n"
     "  --verify                         check the hash of every file of the bundle first\n"
@@ -74,6 +75,8 @@ Arguments parse(const std::vector<std::string>& words) {
             parsed.ranking = true;
         } else if (word == "--verify") {
             parsed.options.verify = true;
+        } else if (word == "--no-share-prefixes") {
+            parsed.options.share_prefixes = false;
         } else if (word == "--threads") {
             parsed.options.threads = whole_number(word, value());
         } else if (word == "--batch-tokens") {

@@ -6,23 +6,27 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <mutex>
+#include <numeric>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "batching.hpp"
 #include "bundle.hpp"
 #include "options.hpp"
+#include "shared_prefixes.hpp"
 
 namespace rm_runtime {
 
-/// One session over the bundle's plain graph. Safe to share between threads.
+/// The bundle's plain graph and, from when it first pays, its graph of shared prefixes. Safe to share between threads.
 class Engine {
 public:
     /// Throws Error (engine) if this ONNX Runtime cannot run the bundle.
     Engine(const Bundle& bundle, const LoadOptions& options)
-        : environment_(ORT_LOGGING_LEVEL_ERROR, "rm_runtime"), outputs_(bundle.manifest.outputs),
-          pad_token_id_(bundle.manifest.pad_token_id), batch_tokens_(options.batch_tokens) {
+        : environment_(ORT_LOGGING_LEVEL_ERROR, "rm_runtime"), options_(session_options(bundle.manifest, options)),
+          outputs_(bundle.manifest.outputs), pad_token_id_(bundle.manifest.pad_token_id), batch_tokens_(options.batch_tokens) {
         if (batch_tokens_ == 0) {
             const bool encodes = bundle.manifest.architecture.value("model_type", Json()) == "deberta-v2";
             batch_tokens_ = encodes ? encoder_batch_tokens : default_batch_tokens;
@@ -31,35 +35,42 @@ public:
             throw Error(ErrorKind::engine, "ONNX Runtime has no bf16 attention on the CPU; export with --precision fp32 or "
                                            "fp16 or int8 or w8 or w4");
         }
-        const std::filesystem::path path = bundle.path / bundle.manifest.graphs.at("plain");
-        try {
-            session_ = Ort::Session(environment_, path.c_str(), session_options(bundle.manifest, options));
-        } catch (const std::exception& error) {
-            throw Error(ErrorKind::engine, "ONNX Runtime cannot load " + path.string() + ": " + shortened(error.what()));
-        }
-        const std::size_t inputs = session_.GetInputCount();
-        if (inputs != 2) {
-            throw Error(ErrorKind::bundle, path.string() + " has " + std::to_string(inputs) +
-                                               " inputs, its contract has input_ids and attention_mask; export it again");
-        }
+        const auto prefix = bundle.manifest.graphs.find("prefix");
+        if (options.share_prefixes && prefix != bundle.manifest.graphs.end()) prefix_path_ = bundle.path / prefix->second;
+        plain_ = opened(bundle.path / bundle.manifest.graphs.at("plain"), 2);
     }
 
     /// Outputs of rows, in the rows' own order; rows that cannot be scored are NaN. Throws Error (engine).
     [[nodiscard]] Outputs run(const std::vector<Ids>& rows) const {
         Outputs results;
         for (const std::string& name : outputs_) results[name].resize(rows.size());
-        for (const std::vector<std::size_t>& batch : plan_batches(rows, batch_tokens_)) {
-            run_batch(rows, batch, results);
+        std::vector<std::size_t> full(rows.size());
+        std::iota(full.begin(), full.end(), std::size_t{0});
+        if (!prefix_path_.empty()) {
+            SharedPrefixPlan plan(rows, batch_tokens_, max_padding);
+            for (const PrefixBatch& batch : plan.batches) run_batch(prefix_session(), rows, batch.rows, batch.prefix, results);
+            full = std::move(plan.full);
+        }
+        std::vector<std::size_t> lengths;
+        for (const std::size_t row : full) lengths.push_back(rows[row].size());
+        for (std::vector<std::size_t>& batch : plan_batches(lengths, batch_tokens_)) {
+            for (std::size_t& place : batch) place = full[place];
+            run_batch(plain_, rows, batch, 0, results);
         }
         return results;
     }
 
 private:
     Ort::Env environment_;
-    mutable Ort::Session session_{nullptr};  // whose Run is not const, and may be called from several threads
+    Ort::SessionOptions options_;
     std::vector<std::string> outputs_;
     std::int64_t pad_token_id_;
     std::size_t batch_tokens_;
+    std::filesystem::path prefix_path_;  ///< empty: no prefixes are shared
+    // sessions' Run is not const, and may be called from several threads
+    mutable Ort::Session plain_{nullptr};
+    mutable Ort::Session prefix_{nullptr};
+    mutable std::once_flag prefix_once_;
 
     static Ort::SessionOptions session_options(const Manifest& manifest, const LoadOptions& options) {
         Ort::SessionOptions session;
@@ -74,22 +85,49 @@ private:
         return session;
     }
 
-    void run_batch(const std::vector<Ids>& rows, const std::vector<std::size_t>& batch, Outputs& results) const {
-        PaddedBatch padded(rows, batch, pad_token_id_);
-        const std::array<std::int64_t, 2> shape = {static_cast<std::int64_t>(padded.rows),
-                                                   static_cast<std::int64_t>(padded.width)};
+    [[nodiscard]] Ort::Session opened(const std::filesystem::path& path, std::size_t inputs) const {
+        Ort::Session session{nullptr};
+        try {
+            session = Ort::Session(environment_, path.c_str(), options_);
+        } catch (const std::exception& error) {
+            throw Error(ErrorKind::engine, "ONNX Runtime cannot load " + path.string() + ": " + shortened(error.what()));
+        }
+        if (session.GetInputCount() != inputs) {
+            throw Error(ErrorKind::bundle, path.string() + " has " + std::to_string(session.GetInputCount()) +
+                                               " inputs, its contract has " + std::to_string(inputs) + "; export it again");
+        }
+        return session;
+    }
+
+    [[nodiscard]] Ort::Session& prefix_session() const {
+        std::call_once(prefix_once_, [this] { prefix_ = opened(prefix_path_, 3); });
+        return prefix_;
+    }
+
+    void run_batch(Ort::Session& session, const std::vector<Ids>& rows, const std::vector<std::size_t>& batch,
+                   std::size_t prefix, Outputs& results) const {
+        PaddedBatch padded(rows, batch, prefix, pad_token_id_);
+        Ids prefix_ids(rows[batch[0]].begin(), rows[batch[0]].begin() + static_cast<std::ptrdiff_t>(prefix));
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-        const auto tensor = [&](Ids& values) {
+        const auto tensor = [&memory](Ids& values, std::size_t height) {
+            const std::array<std::int64_t, 2> shape = {static_cast<std::int64_t>(height),
+                                                       static_cast<std::int64_t>(values.size() / height)};
             return Ort::Value::CreateTensor<std::int64_t>(memory, values.data(), values.size(), shape.data(), shape.size());
         };
-        const std::array<const char*, 2> input_names = {"input_ids", "attention_mask"};
-        const std::array<Ort::Value, 2> inputs = {tensor(padded.input_ids), tensor(padded.attention_mask)};
+        std::vector<const char*> input_names = {"input_ids", "attention_mask"};
+        std::vector<Ort::Value> inputs;
+        inputs.push_back(tensor(padded.input_ids, padded.rows));
+        inputs.push_back(tensor(padded.attention_mask, padded.rows));
+        if (prefix > 0) {
+            input_names.push_back("prefix_ids");
+            inputs.push_back(tensor(prefix_ids, 1));
+        }
         std::vector<const char*> output_names;
         for (const std::string& name : outputs_) output_names.push_back(name.c_str());
         std::vector<Ort::Value> outputs;
         try {
-            outputs = session_.Run(Ort::RunOptions{nullptr}, input_names.data(), inputs.data(), inputs.size(),
-                                   output_names.data(), output_names.size());
+            outputs = session.Run(Ort::RunOptions{nullptr}, input_names.data(), inputs.data(), inputs.size(),
+                                  output_names.data(), output_names.size());
         } catch (const std::exception& error) {
             throw Error(ErrorKind::engine, "ONNX Runtime failed on a batch of " + std::to_string(padded.rows) + " x " +
                                                std::to_string(padded.width) + " ids: " + shortened(error.what()));
