@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 import chat_templates
+import checkpoints
 from conversations import SPECIAL_TEXT, conversations
 from fake_models import PAIR
 from prompt_cases import CASES, Case
+from rm_export.cli import main
 from rm_export.families import dpa_rm, pair_pm, scalar_encoder
 from rm_export.template_pieces import NotCompilableError, chat_pieces, context_pieces, why_not_in_pieces, with_pieces
 from rm_runtime.errors import BundleError, PromptError
@@ -111,6 +114,16 @@ def test_a_prompt_with_pieces_survives_the_manifest(spec: ChatPrompt | PairChatP
     stored = with_pieces(spec)
     assert prompt_from_json(json.loads(json.dumps(prompt_to_json(stored)))) == stored
     assert why_not_in_pieces(stored) is None
+
+
+def test_inspect_says_that_cpp_takes_rendered_text_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ bos_token }}{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    checkpoint, bundle = checkpoints.grm(tmp_path / "checkpoint"), str(tmp_path / "bundle")
+    assert main(["grm", "--checkpoint", str(checkpoint), "-o", bundle, "--chat-template", str(template)]) == 0
+    assert main(["inspect", bundle]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "takes rendered text: the chat template does not write each content once, in order" in told
 
 
 def test_a_bundle_from_before_pieces_says_so() -> None:

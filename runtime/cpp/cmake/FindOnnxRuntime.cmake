@@ -20,11 +20,10 @@ if(ONNXRUNTIME_ROOT)
     message(FATAL_ERROR "ONNXRUNTIME_ROOT=${ONNXRUNTIME_ROOT} does not exist; pass an unpacked ONNX Runtime release")
   endif()
   if(NOT IS_DIRECTORY "${OnnxRuntime_folders}")
+    file(MAKE_DIRECTORY "${CMAKE_BINARY_DIR}/onnxruntime")
     execute_process(
-      COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_BINARY_DIR}/onnxruntime"
-      COMMAND "${CMAKE_COMMAND}" -E chdir "${CMAKE_BINARY_DIR}/onnxruntime"
-              "${CMAKE_COMMAND}" -E tar xf "${OnnxRuntime_folders}"
-      RESULT_VARIABLE OnnxRuntime_unpacked)
+      COMMAND "${CMAKE_COMMAND}" -E tar xf "${OnnxRuntime_folders}"
+      WORKING_DIRECTORY "${CMAKE_BINARY_DIR}/onnxruntime" RESULT_VARIABLE OnnxRuntime_unpacked)
     if(NOT OnnxRuntime_unpacked EQUAL 0)
       message(FATAL_ERROR "ONNXRUNTIME_ROOT=${ONNXRUNTIME_ROOT} is neither a folder nor an archive that can be unpacked")
     endif()

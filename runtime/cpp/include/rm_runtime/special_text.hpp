@@ -52,9 +52,8 @@ public:
         std::stable_sort(tokens_.begin(), tokens_.end(), [](const AddedToken& one, const AddedToken& other) {
             return one.content.size() > other.content.size();
         });
-        const Json& document = tokenizer_->document();
-        if (!document.contains("normalizer") || document["normalizer"].is_null()) return;
-        normalizer_ = std::make_unique<Normalizer>(document["normalizer"]);
+        if (tokenizer_->normalizer().is_null()) return;
+        normalizer_ = std::make_unique<Normalizer>(tokenizer_->normalizer());
         for (const AddedToken& token : tokens_) {
             if (token.normalized) forms_.emplace_back(normalizer_->apply(token.content), token.content);
         }

@@ -25,10 +25,13 @@ struct AddedIds {
 class BundleTokenizer {
 public:
     /// json: the text of a tokenizer.json. factory: makes the tokenizer; empty: JsonTokenizer. where: what errors call it.
-    BundleTokenizer(const std::string& json, const TokenizerFactory& factory, const std::string& where) try
-        : factory_(factory), document_(std::make_shared<Json>(parse_json(json))), tokens_(added_tokens(*document_)) {
-        read_post_processor();
-        tokenizer_ = factory ? factory(json) : std::make_shared<JsonTokenizer>(*document_);
+    BundleTokenizer(std::string json, const TokenizerFactory& factory, const std::string& where) try
+        : factory_(factory), json_(std::move(json)) {
+        const Json read = document();
+        tokens_ = added_tokens(read);
+        normalizer_ = read.is_object() ? read.value("normalizer", Json()) : Json();
+        read_post_processor(read);
+        tokenizer_ = factory ? factory(json_) : std::make_shared<JsonTokenizer>(read);
     } catch (const std::exception& error) {
         throw Error(ErrorKind::bundle, where + " cannot be read: " + text::one_line(error.what()));
     }
@@ -36,7 +39,10 @@ public:
     [[nodiscard]] Ids encode(std::string_view text) const { return tokenizer_->encode(text); }
     [[nodiscard]] const AddedIds& added_ids() const { return added_ids_; }
     [[nodiscard]] const std::vector<AddedToken>& tokens() const { return tokens_; }
-    [[nodiscard]] const Json& document() const { return *document_; }
+    [[nodiscard]] const Json& normalizer() const { return normalizer_; }
+
+    /// The tokenizer.json, read again: parsed it takes many times its size, so that it is not held.
+    [[nodiscard]] Json document() const { return parse_json(json_); }
 
     /// The same tokenizer made from another document.
     [[nodiscard]] std::shared_ptr<const Tokenizer> made_from(const Json& document) const {
@@ -47,7 +53,7 @@ public:
         for (const AddedToken& added : tokens_) {
             if (added.content == token) return added.id;
         }
-        const Json& vocabulary = (*document_)["model"]["vocab"];
+        const Json vocabulary = vocabulary_of(document());
         if (vocabulary.is_object()) {
             const auto found = vocabulary.find(std::string(token));
             return found == vocabulary.end() ? std::nullopt : std::optional(found->get<std::int64_t>());
@@ -62,7 +68,7 @@ public:
         for (const AddedToken& added : tokens_) {
             if (added.id == id) return added.content;
         }
-        const Json& vocabulary = (*document_)["model"]["vocab"];
+        const Json vocabulary = vocabulary_of(document());
         if (vocabulary.is_array()) {
             if (id < 0 || static_cast<std::size_t>(id) >= vocabulary.size()) return std::nullopt;
             return vocabulary[static_cast<std::size_t>(id)][0].get<std::string>();
@@ -75,15 +81,18 @@ public:
 
 private:
     TokenizerFactory factory_;
-    std::shared_ptr<const Json> document_;
+    std::string json_;
+    Json normalizer_;
     std::vector<AddedToken> tokens_;
     AddedIds added_ids_;
     std::shared_ptr<const Tokenizer> tokenizer_;
 
-    void read_post_processor() {
-        if (!document_->contains("post_processor")) return;
+    static Json vocabulary_of(const Json& document) { return field_of(field_of(document, "model"), "vocab"); }
+
+    void read_post_processor(const Json& document) {
+        if (!document.contains("post_processor")) return;
         bool seen = false;
-        for_each_part((*document_)["post_processor"], "processors", [&](const Json& part) {
+        for_each_part(document["post_processor"], "processors", [&](const Json& part) {
             const std::string type = type_of(part);
             if (type == "ByteLevel") return;  // moves offsets, not ids
             if (type != "TemplateProcessing" || seen) refuse_component("post-processor", type);
