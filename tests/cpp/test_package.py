@@ -78,6 +78,19 @@ def test_the_guides_program_finds_the_installed_package_and_scores(bundle: Path,
     assert printed[-1] in ("first answer: rank 1", "first answer: rank 2")
 
 
+def test_a_tokenizer_of_the_callers_is_used_from_several_threads(bundle: Path) -> None:
+    *scores, counts = cpp_builds.run(
+        [str(cpp_builds.sanitized() / "plugged_in"), str(bundle)], env={**os.environ, **cpp_builds.SANITIZERS}
+    ).splitlines()
+    chat = [
+        {"role": "user", "content": "What does <|eot_id|> mean?"},
+        {"role": "assistant", "content": "The end of a turn."},
+    ]
+    expected = load(bundle, engine="onnxruntime", special_text="text").score([chat])[0].score
+    assert [float(score) for score in scores] == pytest.approx([expected] * 4, abs=1e-6)
+    assert counts == "2 1 4"  # made once, and once more with renamed tokens; a text of each thread
+
+
 def configured(tmp_path: Path, root: object) -> subprocess.CompletedProcess[str]:
     command = ["cmake", "-S", cpp_builds.SOURCE, "-B", tmp_path / "build", f"-DONNXRUNTIME_ROOT={root}"]
     environment = {name: value for name, value in os.environ.items() if name != "ONNXRUNTIME_ROOT"}
