@@ -51,6 +51,17 @@ struct Bundle {
     /// verify: also compare every file's sha256, which reads the whole bundle. Throws Error (bundle), in one line that
     /// says what is wrong and how to mend it.
     [[nodiscard]] static Bundle open(const std::filesystem::path& folder, bool verify = false) {
+        try {
+            return checked(folder, verify);
+        } catch (const std::filesystem::filesystem_error& error) {  // no permission, an unreadable disk
+            fail(folder, "cannot be read: " + error.code().message());
+        }
+    }
+
+    [[nodiscard]] std::string tokenizer_json() const { return content_of(path / tokenizer_name); }
+
+private:
+    [[nodiscard]] static Bundle checked(const std::filesystem::path& folder, bool verify) {
         const std::filesystem::path manifest_path = folder / manifest_name;
         if (!std::filesystem::is_directory(folder)) {
             fail(folder, "is not a folder; pass the folder that rm-export wrote");
@@ -83,9 +94,6 @@ struct Bundle {
         return bundle;
     }
 
-    [[nodiscard]] std::string tokenizer_json() const { return content_of(path / tokenizer_name); }
-
-private:
     [[noreturn]] static void fail(const std::filesystem::path& path, const std::string& why) {
         throw Error(ErrorKind::bundle, text::one_line(path.string() + " " + why));
     }

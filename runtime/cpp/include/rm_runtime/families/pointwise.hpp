@@ -162,8 +162,11 @@ private:
 
     [[nodiscard]] Error unscorable(const Prompt& prompt) const {
         if (family() == "armorm") {
-            const Json pattern = opened_.bundle.manifest.parameters.value("gate_pattern", Json::array());
-            const Ids gate = pattern.is_array() ? pattern.get<Ids>() : Ids();
+            Ids gate;
+            for (const Json& id : opened_.bundle.manifest.parameters.value("gate_pattern", Json())) {
+                if (!id.is_number_integer()) opened_.fail("has the gate pattern id " + id.dump().substr(0, 40));
+                gate.push_back(id.get<std::int64_t>());
+            }
             if (std::search(prompt.ids.begin(), prompt.ids.end(), gate.begin(), gate.end()) == prompt.ids.end()) {
                 std::string cuts;
                 for (const Truncation& cut : prompt.truncation) {
