@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,17 @@ INLINE_BYTES = 1024
 _PAGE = 4096
 _LINE = 64
 _LARGE = 1 << 20
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What a folder is called, and the file in it by which it is known."""
+
+    name: str
+    marker: str
+
+
+BUNDLE = FolderKind("bundle", MANIFEST_NAME)
 
 
 class Progress(Protocol):
@@ -169,14 +181,14 @@ def write_file(folder: Path, name: str, content: bytes) -> FileRecord:
 
 
 @contextmanager
-def staged_folder(output: Path, force: bool) -> Iterator[Path]:
+def staged_folder(output: Path, force: bool, kind: FolderKind = BUNDLE) -> Iterator[Path]:
     """A folder beside `output` to write into; on success it becomes `output` in one rename, on failure it goes.
 
-    force: replace an existing bundle. Raises ExportError if `output` exists otherwise, or is something else than a
-    bundle. Folders of exports that were killed are cleared away.
+    force: replace an existing folder of that kind. Raises ExportError if `output` exists otherwise, or is something
+    else. Folders of exports that were killed are cleared away.
     """
     output = output.absolute()
-    check_replaceable(output, force)
+    check_replaceable(output, force, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     clear_dead_stages(output.parent, output.name)
     stage = output.parent / f".{output.name}.partial-{os.getpid()}"
@@ -184,7 +196,7 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
     try:
         yield stage
         _sync_folder(stage)
-        check_replaceable(output, force)
+        check_replaceable(output, force, kind)
         _put_in_place(stage, output)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
@@ -192,12 +204,12 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def check_replaceable(output: Path, force: bool) -> None:
-    """Raises ExportError unless `output` is free, or an existing bundle that may be replaced."""
+def check_replaceable(output: Path, force: bool, kind: FolderKind = BUNDLE) -> None:
+    """Raises ExportError unless `output` is free, or an existing folder of that kind that may be replaced."""
     if not output.exists() and not output.is_symlink():
         return
-    if not (output / MANIFEST_NAME).is_file():
-        raise ExportError(f"{output} exists and is not a bundle; choose another -o, it is left as it is")
+    if not (output / kind.marker).is_file():
+        raise ExportError(f"{output} exists and is not a {kind.name}; choose another -o, it is left as it is")
     if not force:
         raise ExportError(f"{output} exists; pass --force to replace it, or choose another -o")
 
@@ -215,7 +227,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def _put_in_place(stage: Path, output: Path) -> None:
     if output.exists():
-        _exchange(stage, output)  # `stage` now holds the old bundle and is removed by the caller
+        _exchange(stage, output)  # `stage` now holds the old folder and is removed by the caller
     else:
         stage.rename(output)
     _sync_folder(output.parent)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rm_export.families import FAMILIES
+from rm_export.triton.command import triton
 from rm_runtime.console import run_command
 
 if TYPE_CHECKING:
@@ -197,6 +198,9 @@ def _add_family(name: str) -> None:
 
 for _name in (*FAMILIES, "auto"):
     _add_family(_name)
+
+
+cli.add_command(triton)
 
 
 @cli.command()

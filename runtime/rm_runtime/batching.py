@@ -22,6 +22,8 @@ MAX_PADDING = 0.1
 FREE_PADDING = 64
 """Ids of padding a batch may hold whatever its size: a further run, which reads all weights again, costs more."""
 
+RunRows = Callable[[Sequence[NDArray[np.int64]]], Arrays]
+
 
 def plan_batches(
     lengths: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS, max_padding: float = MAX_PADDING
@@ -43,6 +45,15 @@ def plan_batches(
             batches.append([row])
             width = held = lengths[row]
     return batches
+
+
+def run_once_each(rows: Sequence[NDArray[np.int64]], run: RunRows) -> Arrays:
+    """Equal rows run once, so that they tie: in two batches they might differ by rounding."""
+    unique = {row.tobytes(): row for row in rows}
+    outputs = run(list(unique.values()))
+    places = {key: place for place, key in enumerate(unique)}
+    chosen = [places[row.tobytes()] for row in rows]
+    return {name: array[chosen] for name, array in outputs.items()}
 
 
 def pad_rows(rows: Sequence[NDArray[np.int64]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

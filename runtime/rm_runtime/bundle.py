@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,10 +56,11 @@ class Bundle:
         return self._tokenizer
 
 
-def open_bundle(path: str | os.PathLike[str], verify: bool = False) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], verify: bool = False, only: Collection[str] | None = None) -> Bundle:
     """Open a bundle folder and check it.
 
-    verify: also compare every file's sha256, which reads the whole bundle.
+    verify: also compare every file's sha256, which reads the whole bundle. only: the files that will be used, None =
+    all; others may be missing and are not checked.
     Raises BundleError, in one line that says what is wrong and how to mend it, for: no bundle, a damaged or unknown
     manifest, a missing file, a link, a path outside the bundle, a wrong size, a wrong hash.
     """
@@ -77,7 +79,8 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = False) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{manifest_path} does not list its own {name}; export the bundle again")
     for name, record in manifest.files.items():
-        _check_file(folder, name, record, verify)
+        if only is None or name in only:
+            _check_file(folder, name, record, verify)
     return Bundle(folder, manifest)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from rm_runtime.engines.protocol import Arrays, Engine, Reservable
+from rm_runtime.engines.protocol import Arrays, Engine, Reservable, RowRunner
 
 
 class SharedPrefixEngine:
@@ -38,3 +39,13 @@ class SharedPrefixEngine:
             if self._second is None:
                 self._second = self._open_second()
             return self._second
+
+
+def warm_up(engine: Engine | RowRunner, pad_token_id: int) -> None:
+    """Open the graph of shared prefixes and take an engine's memory now, not while a client waits: for a length that
+    comes later there might be none left. `load` has run the other graph."""
+    if isinstance(engine, SharedPrefixEngine):
+        ids = np.full((1, 2), pad_token_id, np.int64)
+        engine.run({"input_ids": ids, "attention_mask": np.ones_like(ids), "prefix_ids": ids})
+    if isinstance(engine, Reservable):
+        engine.reserve()

@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from rm_runtime.batching import run_rows
-from rm_runtime.engines.protocol import Reservable
-from rm_runtime.engines.shared_prefix import SharedPrefixEngine
+from rm_runtime.engines.shared_prefix import SharedPrefixEngine, warm_up
 from rm_runtime.errors import RequestError
 from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import NotReadyError, QueueFullError, UnknownModelError
@@ -102,7 +101,8 @@ class Service:
 
     def _add(self, name: str, model: Any) -> None:
         """Warm a model up and start its queue."""
-        pace = _warm_up(model)
+        warm_up(model.engine, model.bundle.manifest.pad_token_id)
+        pace = _pace(model)
         pad, tokens = model.bundle.manifest.pad_token_id, model.options.batch_tokens
         run = partial(
             run_rows, model.engine, pad_token_id=pad, batch_tokens=tokens, on_batch=self.metrics.batches(name)
@@ -203,20 +203,11 @@ class Service:
             served.batcher.close(max(0.0, end - time.monotonic()))
 
 
-def _warm_up(model: Any) -> float:
-    """Open the graph of shared prefixes and take an engine's memory now, not while a client waits: for a length that
-    comes later there might be none left. `load` has run the other graph.
-
-    Returns the seconds that an id takes, 0 where that is not known before requests come.
-    """
-    pace = 0.0
-    if isinstance(model.engine, SharedPrefixEngine):
-        ids = np.full((1, _PACE_TOKENS), model.bundle.manifest.pad_token_id, np.int64)
-        plain = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        model.engine.run({**plain, "prefix_ids": ids[:, :2]})
-        started = time.monotonic()
-        model.engine.run(plain)
-        pace = (time.monotonic() - started) / _PACE_TOKENS
-    if isinstance(model.engine, Reservable):
-        model.engine.reserve()
-    return pace
+def _pace(model: Any) -> float:
+    """Seconds that an id takes, 0 where that is not known before requests come."""
+    if not isinstance(model.engine, SharedPrefixEngine):
+        return 0.0
+    ids = np.full((1, _PACE_TOKENS), model.bundle.manifest.pad_token_id, np.int64)
+    started = time.monotonic()
+    model.engine.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return (time.monotonic() - started) / _PACE_TOKENS

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from rm_runtime.batching import run_once_each
 from rm_runtime.engines.protocol import Arrays
 from rm_runtime.serving.batcher import Batcher
 from rm_runtime.serving.errors import DeadlineError, ServingError
@@ -67,9 +68,5 @@ class QueuedRows:
     ticket: Ticket
 
     def run_rows(self, rows: Rows) -> Arrays:
-        """As rm_runtime.batching.run_rows. Equal rows run once: in two turns they might differ by rounding."""
-        unique = {row.tobytes(): row for row in rows}
-        outputs = self.ticket.outputs_of(self.batcher, list(unique.values()))
-        places = {key: place for place, key in enumerate(unique)}
-        chosen = [places[row.tobytes()] for row in rows]
-        return {name: array[chosen] for name, array in outputs.items()}
+        """As rm_runtime.batching.run_rows, equal rows once."""
+        return run_once_each(rows, lambda unique: self.ticket.outputs_of(self.batcher, unique))

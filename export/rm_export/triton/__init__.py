@@ -1,0 +1,1 @@
+"""rm-export triton: a bundle -> a Triton model repository."""
