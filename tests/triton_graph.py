@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PROGRAM = '''"""What Triton's onnxruntime backend does: the requests of a batch, which have one shape, run as one array."""
+_PROGRAM = '''"""As Triton's onnxruntime backend: the requests of a batch, which have one shape, run as one array."""
 
 from pathlib import Path
 
@@ -27,10 +27,8 @@ class TritonPythonModel:
         outputs = self.session.run(None, dict(zip(names, map(np.concatenate, arrays))))
         ends = np.cumsum([len(array) for array in arrays[0]])[:-1]
         parts = zip(*(np.split(output, ends) for output in outputs))
-        wanted = [tensor.name for tensor in self.session.get_outputs()]
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(wanted, of)]) for of in parts
-        ]
+        given = [tensor.name for tensor in self.session.get_outputs()]
+        return [pb_utils.InferenceResponse(list(map(pb_utils.Tensor, given, of))) for of in parts]
 '''
 
 

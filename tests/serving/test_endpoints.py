@@ -170,6 +170,16 @@ def test_kserve_infers_chats(client: Client) -> None:
     assert [output["name"] for output in client.post("/v2/models/rm/infer", one).json["outputs"]] == ["score"]
 
 
+def test_kserve_takes_chats_in_tritons_shape_too(client: Client) -> None:
+    body = chats({"messages": chat("1")}, {"messages": chat("2")})
+    body["inputs"][0]["shape"] = [2, 1]
+    replies, score = client.post("/v2/models/rm/infer", body).json["outputs"]
+    assert score == {"name": "score", "datatype": "FP32", "shape": [2, 1], "data": [1.0, 2.0]}
+    assert replies["shape"] == [2, 1]
+    body["inputs"][0]["shape"] = [1, 2]
+    assert client.post("/v2/models/rm/infer", body).status == 422
+
+
 def test_kserve_names_the_chats_that_cannot_be_scored(client: Client) -> None:
     body = chats({"messages": chat("1")}, {"messages": []})
     body["inputs"][0]["data"] += ["not JSON", "\ud800"]

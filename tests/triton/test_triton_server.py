@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,28 +255,36 @@ def test_only_outputs_that_are_asked_for_are_sent(server: TritonServer) -> None:
     client.close()
 
 
-def test_a_server_is_not_ready_with_a_damaged_bundle_or_a_warm_up_that_fails(
-    bundles: dict[str, Path], triton_environment: Path, tmp_path: Path
-) -> None:
-    write_repository(bundles["armo"], tmp_path / "all", TritonOptions(**{**vars(ALONE), "name": "whole"}))
-    for name in ("damaged", "cold"):
-        shutil.copytree(tmp_path / "all" / "whole", tmp_path / "all" / name)
-        config = tmp_path / "all" / name / "config.pbtxt"
-        config.write_text(config.read_text().replace('name: "whole"', f'name: "{name}"'))
-    weights = tmp_path / "all" / "damaged" / "1" / "bundle" / "model.onnx.data"
+def damage_weights(model: Path) -> None:
+    weights = model / "1" / "bundle" / "model.onnx.data"
     content = bytearray(weights.read_bytes())
     content[1000] ^= 1
+    weights.unlink()  # it is the bundle's own file
     weights.write_bytes(content)
-    (tmp_path / "all" / "cold" / "warmup" / "chats").write_bytes(b"\x02\0\0\0{}")
-    with launched(triton_environment, tmp_path / "all", "--exit-on-error=false") as server:
-        until(server, "live")
-        assert server.client.get("/v2/models/whole/ready").status == 200
-        index = {row["name"]: row for row in server.client.ask("POST", "/v2/repository/index").json}
-        assert index["whole"]["state"] == "READY"
-        assert "does not match its sha256" in index["damaged"]["reason"]
-        assert 'needs "messages"' in index["cold"]["reason"] + "".join(server.log)
-        assert {index[name]["state"] for name in ("damaged", "cold")} == {"UNAVAILABLE"}
-        assert server.client.get("/v2/health/ready").status == 400
+
+
+def spoil_warm_up(model: Path) -> None:
+    (model / "warmup" / "chats").write_bytes(b"\x02\0\0\0{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [(damage_weights, "does not match its sha256"), (spoil_warm_up, "a request needs")]
+)
+def test_a_server_is_never_ready_with_a_model_that_was_not_checked_and_warmed_up(
+    bundles: dict[str, Path],
+    triton_environment: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    reason: str,
+) -> None:
+    write_repository(bundles["armo"], tmp_path / "repository", replace(ALONE, name="rm"))
+    spoil(tmp_path / "repository" / "rm")
+    with launched(triton_environment, tmp_path / "repository") as server:
+        with pytest.raises(pytest.fail.Exception, match="tritonserver is not ready"):
+            until(server, "ready")
+        eventually(lambda: server.process.poll() is not None)
+        assert server.process.returncode == 1
+    assert any("failed to load 'rm'" in line and reason in line for line in server.log)
 
 
 def test_nothing_of_a_server_is_left_when_it_was_stopped(

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2, whatever it travels over: what a model takes and gives, as arrays by name.
 
-A model takes either `chats`, BYTES [n], each the JSON of a /v1/score request, and gives `replies`, BYTES [n], and where
-every reply has one `score`, FP32 [n]; or `input_ids` and `attention_mask`, INT64 [n, sequence], and gives the graph's
+A model takes either `chats`, BYTES [n] or [n, 1], each the JSON of a /v1/score request, and gives `replies`, BYTES, and
+where every reply has one `score`, FP32, in the shape of the chats; or `input_ids` and `attention_mask`, INT64 [n, sequence], and gives the graph's
 own outputs.
 """
 
@@ -54,7 +54,9 @@ def infer(inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], call: Call)
     """
     model = call.model()
     if set(inputs) == {"chats"}:
-        outputs = _of_chats(_checked("chats", inputs, "BYTES", 1), model, call)
+        columns = inputs["chats"].shape[1:] == (1,)  # as Triton has it, where a row must have a dimension
+        chats = _checked("chats", inputs, "BYTES", 2 if columns else 1)
+        outputs = {name: array.reshape(chats.shape) for name, array in _of_chats(chats.ravel(), model, call).items()}
     elif "input_ids" in inputs and set(inputs) <= {"input_ids", "attention_mask"}:
         outputs = _of_ids(inputs, model, call)
     else:
