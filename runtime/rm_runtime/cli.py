@@ -158,6 +158,17 @@ def _answer(
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Default: what the bundle was exported for.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), help="Default: as score takes it.")
 @click.option("--share-prefixes/--no-share-prefixes", default=True, show_default=True, help="Of the bundle's engines.")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    metavar="http://HOST:PORT",
+    help="A server of the KServe protocol v2, rm-runtime serve or Triton; may be repeated, and stand beside a bundle.",
+)
+@click.option("--model", help="Of --url. Default: the only one there that answers chats.")
+@click.option(
+    "--connections", type=click.IntRange(min=1), default=16, show_default=True, help="Of --url: requests at once."
+)
 @click.option("--one-at-a-time", is_flag=True, help="No two contenders open at once: for models that fill the memory.")
 @click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), metavar="F.json")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="F.svg|F.html")
@@ -170,17 +181,16 @@ def _answer(
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def bench(bundle: Path | None, compare: tuple[Path, Path] | None, **arguments: Any) -> int:
-    """Measure latency, throughput, load time and memory.
+    """Measure latency, throughput, load time and memory of a bundle, or with --url of a server.
 
     Every contender runs in a process of its own, on the same rows, in turns with the others. Times are from token
     ids to scores. Lengths of the built-in chats are those of real ones; --chats takes your own.
     """
-    if (bundle is None) == (compare is None):
-        raise click.UsageError("either a bundle to measure, or --compare with two reports")
-    if bundle is None:
+    if (bundle is None and not arguments["urls"]) == (compare is None):
+        raise click.UsageError("either a bundle or --url to measure, or --compare with two reports")
+    if compare is not None:
         from rm_runtime.bench.comparison import comparison_lines, read_report
 
-        assert compare is not None
         for line in comparison_lines(*map(read_report, compare)):
             click.echo(line)
         return 0
@@ -190,7 +200,7 @@ def bench(bundle: Path | None, compare: tuple[Path, Path] | None, **arguments: A
 cli.add_command(serve)
 
 
-def _measure(bundle: Path, report_path: Path | None, plot: Path | None, **arguments: Any) -> int:
+def _measure(bundle: Path | None, report_path: Path | None, plot: Path | None, **arguments: Any) -> int:
     """Returns the exit status: 1 if a contender that was named could not be measured."""
     import json
 

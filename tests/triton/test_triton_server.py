@@ -22,7 +22,9 @@ from rm_export.demo import write_demo
 from rm_export.exporter import export_checkpoint
 from rm_export.triton.options import TritonOptions
 from rm_export.triton.repository import write_repository
-from rm_runtime import load
+from rm_runtime import EngineError, load
+from rm_runtime.bench.measure import BenchSettings, bench
+from rm_runtime.bench.report_schema import report_fault
 from rm_runtime.prompts import ChatPrompter, Prompt
 from rm_runtime.triton.lengths import bucket_length
 from served import PATIENCE, Reply, eventually
@@ -265,6 +267,18 @@ def damage_weights(model: Path) -> None:
 
 def spoil_warm_up(model: Path) -> None:
     (model / "warmup" / "chats").write_bytes(b"\x02\0\0\0{}")
+
+
+def test_bench_drives_triton_as_it_drives_our_own_server(server: TritonServer) -> None:
+    address = f"http://127.0.0.1:{server.client.port}"
+    with pytest.raises(EngineError, match=r"several models that answer chats: --model armo \| pairrm \| pm \| split"):
+        bench(None, BenchSettings(urls=(address,)))
+    settings = BenchSettings(urls=(address,), model="split", queries=4, warmup=0, rounds=1, rate=20.0)
+    report = bench(None, settings)
+    assert report_fault(report) is None
+    (measured,) = report["contenders"]
+    assert measured["versions"] == {"triton": "2.51.0"}
+    assert measured["server"]["goodput"] > 0
 
 
 @pytest.mark.parametrize(

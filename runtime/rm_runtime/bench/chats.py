@@ -7,6 +7,7 @@ ours: one message in twenty is about five times as long as the median. Turns are
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,13 @@ class Chat:
 
     messages: tuple[Message, ...]
     responses: tuple[str, ...]
+
+    def request(self) -> str:
+        """The JSON that a server scores this chat by, or by which it compares the two answers."""
+        answered = [{"role": "assistant", "content": text} for text in self.responses]
+        if len(self.responses) < 2:
+            return json.dumps({"messages": [*self.messages, *answered]})
+        return json.dumps({"messages": self.messages, "responses": self.responses})
 
 
 def draw_chats(count: int, responses: int, ids_per_word: float, longest: int, seed: int) -> list[Chat]:

@@ -21,7 +21,7 @@ FIGURES = (
 )
 """What is compared: its name, where it stands in a contender, whether less is better."""
 
-_SETTINGS_BESIDE = ("engines", "versus", "checkpoint", "scenarios")
+_SETTINGS_BESIDE = ("engines", "versus", "checkpoint", "scenarios", "urls", "model")
 """Settings that say which figures there are, not how they were measured."""
 
 
@@ -76,7 +76,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
         ("bundle", ("sha256", "precision")),
     ):
         for key in keys:
-            before, after = a[part].get(key), b[part].get(key)
+            before, after = ((report[part] or {}).get(key) for report in (a, b))
             if before != after:
                 yield f"{part}, {key}: {_short(before)} in A, {_short(after)} in B"
 

@@ -55,9 +55,14 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
     check_suffix(path)
     drawing = svg(report)
     if path.suffix == ".html":
-        title = escape(str(report["bundle"]["path"]))
+        title = escape(measured(report))
         drawing = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{drawing}</html>\n'
     path.write_text(drawing, encoding="utf-8")
+
+
+def measured(report: Mapping[str, Any]) -> str:
+    """The bundle's folder, or the servers."""
+    return str(report["bundle"]["path"]) if report["bundle"] else ", ".join(report["settings"]["urls"])
 
 
 def check_suffix(path: Path) -> None:
@@ -78,7 +83,7 @@ def svg(report: Mapping[str, Any]) -> str:
             shapes += [_text(12, top + 16, title, "title"), *_bars(contenders, values, marks, top + _TITLE)]
             top += _TITLE + _BAR * len(contenders) + _GAP
     bundle, machine = report["bundle"], report["machine"]
-    head = f"{bundle['path']}: {bundle['family']}, {bundle['precision']}"
+    head = f"{measured(report)}: {bundle['family']}, {bundle['precision']}" if bundle else measured(report)
     note = f"{machine['cpu']}, {machine['cores']['usable']} cores; {report['rows']['count']} rows"
     heading = [_text(12, 26, head, "title"), _text(12, 46, note, "note")]
     return (

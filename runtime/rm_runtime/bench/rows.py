@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LONGEST = 2048
 """Ids a built-in chat may have, if the bundle does not cut prompts earlier."""
 
+IDS_PER_WORD = 1.3
+"""Of English text under a tokenizer of 32,000 to 128,000 pieces, roughly."""
+
 _TEMPLATE_IDS = 64
 """Room that a prompt template may take beside the messages."""
 
@@ -37,15 +40,21 @@ _MIN_ROOM = 64
 
 @dataclass(frozen=True)
 class Rows:
-    """ids: int64 [tokens] each. origin: where their chats came from and how long they were drawn."""
+    """ids: int64 [tokens] each. origin: where their chats came from and how long they were drawn.
+
+    requests: the JSON by which a server is asked for each. estimated: their lengths where no tokenizer is at hand, and
+    so no ids.
+    """
 
     ids: tuple[NDArray[np.int64], ...]
     origin: dict[str, Any]
+    requests: tuple[str, ...]
+    estimated: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> list[int]:
         """Ids a row has."""
-        return [len(row) for row in self.ids]
+        return [len(row) for row in self.ids] or list(self.estimated)
 
     def described(self) -> dict[str, Any]:
         """Count, lengths in ids and a digest that tells whether two runs measured the same rows."""
@@ -53,6 +62,8 @@ class Rows:
         digest = hashlib.sha256()
         for row in self.ids:
             digest.update(len(row).to_bytes(8, "little") + row.astype("<i8").tobytes())
+        for request in () if self.ids else self.requests:
+            digest.update(request.encode() + b"\n")
         return {
             "count": len(lengths),
             "tokens": sum(lengths),
@@ -79,17 +90,41 @@ def rows_of(bundle: Bundle, count: int, seed: int, chats: Path | None = None) ->
             if isinstance(prompt, PromptError):
                 raise RequestError(f"{chats}, line {line}: {prompt}")
         ids = [prompt.ids for prompt in prompts if not isinstance(prompt, PromptError)]
-        return Rows(tuple(ids[place % len(ids)] for place in range(count)), {"source": str(chats)})
+        again = [place % len(ids) for place in range(count)]
+        requests = tuple(found[place][1].request() for place in again)
+        return Rows(tuple(ids[place] for place in again), {"source": str(chats)}, requests)
     spec = bundle.manifest.prompt
     limit = (spec.chat if isinstance(spec, PairChatPrompt) else spec).max_length
     longest = max(min(LONGEST, limit) - _TEMPLATE_IDS, _MIN_ROOM)
     ids_per_word = len(bundle.tokenizer().encode(" ".join(WORDS), add_special_tokens=False).ids) / len(WORDS)
-    prompts = encode(draw_chats(count, answers, ids_per_word, longest, seed))
+    drawn = draw_chats(count, answers, ids_per_word, longest, seed)
+    prompts = encode(drawn)
     failed = next((prompt for prompt in prompts if isinstance(prompt, PromptError)), None)
     if failed is not None:
         raise RequestError(f"{bundle.path} cannot read the built-in chats ({failed}); pass your own with --chats")
     ids = [prompt.ids for prompt in prompts if not isinstance(prompt, PromptError)]
-    return Rows(tuple(ids), {**distribution(), "longest": longest})
+    return Rows(tuple(ids), {**distribution(), "longest": longest}, tuple(chat.request() for chat in drawn))
+
+
+def rows_without_bundle(count: int, answers: int, seed: int, chats: Path | None = None) -> Rows:
+    """`count` rows for a server whose tokenizer is not at hand: lengths in ids are estimated by their words.
+
+    answers: 1 for models that score a conversation, 2 for those that compare. Otherwise as rows_of.
+    """
+    if chats is None:
+        drawn = draw_chats(count, answers, IDS_PER_WORD, LONGEST - _TEMPLATE_IDS, seed)
+        origin: dict[str, Any] = distribution()
+    else:
+        found = [chat for _, chat in _read_chats(chats, count, answers)]
+        drawn = [found[place % len(found)] for place in range(count)]
+        origin = {"source": str(chats)}
+    estimated = tuple(round(IDS_PER_WORD * _words(chat)) for chat in drawn)
+    return Rows((), {**origin, "ids_per_word": IDS_PER_WORD}, tuple(chat.request() for chat in drawn), estimated)
+
+
+def _words(chat: Chat) -> int:
+    texts = [str(message.get("content", "")) for message in chat.messages if isinstance(message, dict)]
+    return sum(len(text.split()) for text in (*texts, *chat.responses))
 
 
 def _encoder(bundle: Bundle) -> Callable[[Sequence[Chat]], Sequence[Prompt | PromptError]]:

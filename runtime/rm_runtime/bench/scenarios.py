@@ -19,6 +19,9 @@ from rm_runtime.bench.statistics import median, percentile
 Run = Callable[[Sequence[int]], float]
 """Runs the rows of these numbers as one request; returns the seconds it took."""
 
+Arrive = Callable[[Sequence[int], Sequence[float]], list[float]]
+"""Asks a live server: row rows[i] after arriving[i] seconds; returns after how many seconds each is answered."""
+
 SEARCH_STEPS = 6
 """Halvings of the interval in which the server's highest rate lies: a 64th of the offline rate is left."""
 
@@ -113,9 +116,14 @@ def serve(
         now += run(range(first, last))
         latencies += [1000 * (now - arrival) for arrival in arriving[first:last]]
         first = last
-    p99 = percentile(latencies, 99)
-    within = sum(latency <= bound_ms for latency in latencies)
-    return Served(rate, percentile(latencies, 50), p99, len(arriving) / now, within / now, p99 <= bound_ms)
+    return _served(rate, latencies, now, bound_ms)
+
+
+def serve_live(arrive: Arrive, rate: float, arriving: Sequence[float], bound_ms: float) -> Served:
+    """A server of its own, which batches as it does: rows are sent when they arrive, and that time passes."""
+    answered = arrive(range(len(arriving)), arriving)
+    latencies = [1000 * (end - arrival) for end, arrival in zip(answered, arriving, strict=True)]
+    return _served(rate, latencies, max(answered), bound_ms)
 
 
 def server(
@@ -125,8 +133,11 @@ def server(
     bound_ms: float,
     seed: int,
     rate: float | None = None,
+    live: Mapping[str, Arrive] | None = None,
 ) -> dict[str, Served]:
     """Every contender at `rate`; or, without one, at the highest rate found whose 99th percentile keeps the bound.
+
+    live: of those that are servers themselves.
 
     The search halves the interval from 0 to the contender's own offline rate; if no rate kept the bound, the lowest one
     tried is returned, and its `met` says so.
@@ -134,6 +145,8 @@ def server(
 
     def at(name: str, tried: float) -> Served:
         arriving = arrivals(len(lengths), tried, seed)
+        if live and name in live:
+            return serve_live(live[name], tried, arriving, bound_ms)
         return serve(contenders[name], tried, arriving, lengths, batch_tokens, bound_ms)
 
     if rate is not None:
@@ -149,6 +162,12 @@ def server(
             if served.met or name not in found or not found[name].met:
                 found[name] = served
     return found
+
+
+def _served(rate: float, latencies: Sequence[float], seconds: float, bound_ms: float) -> Served:
+    p99 = percentile(latencies, 99)
+    within = sum(latency <= bound_ms for latency in latencies)
+    return Served(rate, percentile(latencies, 50), p99, len(latencies) / seconds, within / seconds, p99 <= bound_ms)
 
 
 def _latencies(values: Sequence[float]) -> SingleStream:

@@ -14,10 +14,11 @@ BUSY = 0.5
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, a table of contenders, and which engine "auto" takes."""
     bundle, machine, rows = report["bundle"], report["machine"], report["rows"]
-    yield f"{bundle['path']}: {bundle['family']}, {bundle['precision']} for {bundle['target']}"
+    if bundle:
+        yield f"{bundle['path']}: {bundle['family']}, {bundle['precision']} for {bundle['target']}"
     yield f"{machine['cpu']}, {machine['cores']['usable']} cores, {' '.join(machine['flags'])}"
     yield (
-        f"{rows['count']} rows of {rows['shortest']} to {rows['longest']} ids (median {rows['median']}), "
+        f"{rows['count']} rows of {rows['shortest']} to {rows['longest']} {_unit(rows)} (median {rows['median']}), "
         f"seed {report['settings']['seed']}"
     )
     load, cores = machine["load_average"], machine["cores"]["machine"]
@@ -44,7 +45,15 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
                 f"server: {contender['name']} keeps 99 % within {bound:g} ms at no rate tried "
                 f"({served['p99_ms']:.0f} ms at {served['rate']:.2f}/s)"
             )
-    yield f'engine="auto" takes {report["auto"]} for this bundle'
+    if report["settings"].get("urls"):
+        yield "times of a server are those of its clients, with tokenisation and network; its memory is not known"
+    if report["auto"]:
+        yield f'engine="auto" takes {report["auto"]} for this bundle'
+
+
+def _unit(rows: Mapping[str, Any]) -> str:
+    each = rows["origin"].get("ids_per_word")
+    return f"ids, estimated at {each:g} a word," if each else "ids"
 
 
 _HEADER = ["contender", "p50 ms", "p90 ms", "p99 ms", "tokens/s", "chats/s", "served/s", "load s", "peak GiB"]
@@ -59,6 +68,6 @@ def _cells(contender: Mapping[str, Any]) -> list[str]:
         f"{offline['tokens_per_second']:.0f}" if offline else "",
         f"{offline['conversations_per_second']:.2f}" if offline else "",
         f"{served['goodput']:.2f}" if served else "",
-        f"{contender['load_seconds']:.1f}",
+        "" if contender["load_seconds"] is None else f"{contender['load_seconds']:.1f}",
         f"{peak / _GIB:.2f}" if peak else "",
     ]

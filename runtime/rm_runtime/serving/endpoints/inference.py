@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2, whatever it travels over: what a model takes and gives, as arrays by name.
 
 A model takes either `chats`, BYTES [n] or [n, 1], each the JSON of a /v1/score request, and gives `replies`, BYTES, and
-where every reply has one `score`, FP32, in the shape of the chats; or `input_ids` and `attention_mask`, INT64 [n, sequence], and gives the graph's
-own outputs.
+where every reply has one `score`, FP32, both in the shape of the chats; or `input_ids` and `attention_mask`, INT64
+[n, sequence], and gives the graph's own outputs.
 """
 
 from __future__ import annotations
