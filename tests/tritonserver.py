@@ -48,10 +48,8 @@ def triton_environment(pytestconfig: pytest.Config) -> Path:
     """Installed once, into pytest's cache. Skips where it cannot be had, which in CI is a failure."""
     cache = pytestconfig.cache
     assert cache is not None
-    folder = cache.mkdir("tritonserver") / "-".join([_PYTHON, *REQUIREMENTS])
-    with (folder.parent / "lock").open("w") as lock:  # of the processes that run the suite, one installs
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        reason = None if folder.exists() else _install(folder)
+    folder = cache.mkdir("tritonserver") / "-".join([_PYTHON, *REQUIREMENTS]).replace("==", "-")
+    reason = install(folder)
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason:
@@ -59,8 +57,14 @@ def triton_environment(pytestconfig: pytest.Config) -> Path:
     return folder
 
 
-def _install(folder: Path) -> str | None:
-    """Make the environment; returns why there is none."""
+def install(folder: Path) -> str | None:
+    """Make the environment unless it is there; returns why there is none."""
+    with (folder.parent / "lock").open("w") as lock:  # of the processes that run the suite, one installs
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return None if folder.exists() else _installed(folder)
+
+
+def _installed(folder: Path) -> str | None:
     partial = folder.with_name("partial")
     shutil.rmtree(partial, ignore_errors=True)
     venv.create(partial, symlinks=True)
@@ -92,7 +96,13 @@ def environment_of(installed: Path) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def arguments_of(installed: Path) -> list[str]:
+    """The command, and what every server of the tests is told."""
+    server = installed / _SERVER
+    return [str(server / "bin" / "tritonserver"), f"--backend-directory={server / 'backends'}", "--allow-metrics=false"]
+
+
+def free_ports(count: int) -> list[int]:
     """Below those that the system gives to clients, who might take one before the server listens."""
     free: list[int] = []
     while len(free) < count:
@@ -105,19 +115,16 @@ def _free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def launched(installed: Path, repository: Path, *arguments: str) -> Iterator[TritonServer]:
     """A server of that repository from its start on; it and its stubs are gone at the end."""
-    http_port, grpc_port = _free_ports(2)
-    server = installed / _SERVER
+    http_port, grpc_port = free_ports(2)
     memory = f"rm-export-tests-{os.getpid()}-{http_port}"
     process = subprocess.Popen(
         [
-            str(server / "bin" / "tritonserver"),
+            *arguments_of(installed),
             f"--model-repository={repository}",
-            f"--backend-directory={server / 'backends'}",
             "--http-address=127.0.0.1",
             f"--http-port={http_port}",
             "--grpc-address=127.0.0.1",
             f"--grpc-port={grpc_port}",
-            "--allow-metrics=false",
             f"--backend-config=python,shm-region-prefix-name={memory}",
             *arguments,
         ],

@@ -26,6 +26,13 @@ SEARCH_STEPS = 6
 """Halvings of the interval in which the server's highest rate lies: a 64th of the offline rate is left."""
 
 
+LIVE_SECONDS = 20.0
+"""For which a rate is tried on a live server, where time between arrivals passes; rows that come later are left out."""
+
+LIVE_ROWS = 16
+"""Which are sent however long it takes."""
+
+
 @dataclass(frozen=True)
 class SingleStream:
     """Latencies of single rows in milliseconds."""
@@ -121,6 +128,7 @@ def serve(
 
 def serve_live(arrive: Arrive, rate: float, arriving: Sequence[float], bound_ms: float) -> Served:
     """A server of its own, which batches as it does: rows are sent when they arrive, and that time passes."""
+    arriving = [arrival for row, arrival in enumerate(arriving) if row < LIVE_ROWS or arrival <= LIVE_SECONDS]
     answered = arrive(range(len(arriving)), arriving)
     latencies = [1000 * (end - arrival) for end, arrival in zip(answered, arriving, strict=True)]
     return _served(rate, latencies, max(answered), bound_ms)

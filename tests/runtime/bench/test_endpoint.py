@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,6 +96,20 @@ def test_a_row_is_asked_when_it_arrives_and_its_wait_counts(client: Client) -> N
     assert all(end > arrival for end, arrival in zip(answered, arriving, strict=True))
     late = serve_live(lambda rows, arriving: [3.0 for _ in rows], 1.0, [0.0, 1.0, 2.0], 1500.0)
     assert (late.p50_ms, late.throughput, late.goodput, late.met) == (2000.0, 1.0, 1 / 3, False)
+
+
+def test_a_rate_is_not_tried_for_longer_than_it_takes_to_tell() -> None:
+    sent: list[list[float]] = []
+
+    def arrive(rows: Sequence[int], arriving: Sequence[float]) -> list[float]:
+        sent.append(list(arriving))
+        return [arrival + 0.5 for arrival in arriving]
+
+    slow = serve_live(arrive, 0.1, [10.0 * row for row in range(100)], 1000.0)
+    fast = serve_live(arrive, 10.0, [0.1 * row for row in range(100)], 1000.0)
+    later = serve_live(arrive, 2.0, [0.5 * row for row in range(100)], 1000.0)
+    assert [len(rows) for rows in sent] == [16, 100, 41]
+    assert (slow.p50_ms, fast.p50_ms, later.p50_ms) == (500.0, 500.0, 500.0)
 
 
 def test_what_a_model_scores_is_found_out_by_asking() -> None:

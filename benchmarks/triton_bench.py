@@ -1,0 +1,76 @@
+"""The demo bundle in the local engine, behind `rm-runtime serve` and behind Triton's Python backend.
+
+    python benchmarks/triton_bench.py [--bundle BUNDLE] [--queries N] [--json F.json]
+
+Installs a tritonserver (the nvidia-pytriton wheel) into --environment first. One engine thread each, servers and their
+clients on this machine: what is measured is what a server costs, not what a larger machine would give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))  # where servers are started and stopped
+
+from rm_export.checkpoint import open_checkpoint
+from rm_export.demo import write_demo
+from rm_export.exporter import export_checkpoint
+from rm_export.triton.options import TritonOptions
+from rm_export.triton.repository import write_repository
+from rm_runtime.bench.measure import BenchSettings, bench
+from rm_runtime.bench.table import report_lines
+from served import served_process
+from tritonserver import install, tritonserver
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="default: the demo")
+    parser.add_argument("--queries", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "rm-export-tritonserver")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers stop too
+    if reason := install(arguments.environment):
+        sys.exit(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = arguments.bundle or _demo(Path(folder))
+        options = TritonOptions(name="rm", backend="python", engine="onnxruntime", threads=1)
+        write_repository(bundle, Path(folder) / "repository", options)
+        with (
+            served_process(f"rm={bundle}", "--engine", "onnxruntime") as (_, client, _),
+            tritonserver(arguments.environment, Path(folder) / "repository") as triton,
+        ):
+            names = {
+                f"http://127.0.0.1:{client.port}": "rm-runtime serve",
+                f"http://127.0.0.1:{triton.client.port}": "Triton, python",
+            }
+            settings = BenchSettings(
+                ("onnxruntime",),
+                queries=arguments.queries,
+                rounds=arguments.rounds,
+                p99_ms=500.0,
+                threads=1,
+                urls=tuple(names),
+            )
+            report = bench(bundle, settings, on_step=lambda step: print(step, "...", file=sys.stderr))
+    for contender in report["contenders"]:
+        contender["name"] = names.get(contender["name"], contender["name"])
+    print("\n".join(report_lines(report)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _demo(folder: Path) -> Path:
+    write_demo(folder / "checkpoint")
+    return export_checkpoint(open_checkpoint(folder / "checkpoint"), folder / "bundle")
+
+
+if __name__ == "__main__":
+    main()
