@@ -50,6 +50,9 @@ def triton_environment(pytestconfig: pytest.Config) -> Path:
     assert cache is not None
     folder = cache.mkdir("tritonserver") / "-".join([_PYTHON, *REQUIREMENTS]).replace("==", "-")
     reason = install(folder)
+    for other in folder.parent.iterdir():
+        if other.is_dir() and other != folder:  # of requirements that the tests no longer have
+            shutil.rmtree(other, ignore_errors=True)
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason:
@@ -59,13 +62,13 @@ def triton_environment(pytestconfig: pytest.Config) -> Path:
 
 def install(folder: Path) -> str | None:
     """Make the environment unless it is there; returns why there is none."""
-    with (folder.parent / "lock").open("w") as lock:  # of the processes that run the suite, one installs
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:  # of the processes that run the suite, one installs
         fcntl.flock(lock, fcntl.LOCK_EX)
         return None if folder.exists() else _installed(folder)
 
 
 def _installed(folder: Path) -> str | None:
-    partial = folder.with_name("partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     venv.create(partial, symlinks=True)
     site = partial / _SITE

@@ -79,8 +79,10 @@ QUEUE = {
 def test_the_graph_is_a_model_of_the_onnxruntime_backend_with_the_graphs_contract(
     bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    names = write_repository(bundles["armorm"], tmp_path / "repo", TritonOptions(name="rm", threads=3, instances=2))
-    assert names == ["rm", "rm_graph", "rm_tokenizer", "rm_ensemble"]
+    options = TritonOptions(name="rm", threads=3, instances=2)
+    written = write_repository(bundles["armorm"], tmp_path / "repo", options)
+    assert written.models == ("rm", "rm_graph", "rm_tokenizer", "rm_ensemble")
+    assert written.graph_batch == 32
     config = read(tmp_path / "repo" / "rm_graph")
     assert config["backend"] == "onnxruntime"
     assert config["max_batch_size"] == 32
@@ -131,7 +133,7 @@ def test_the_scoring_model_has_the_tensors_of_the_servers_endpoint(
 ) -> None:
     for backend in ("python", "onnxruntime"):
         options = TritonOptions(name="rm", backend=backend)  # type: ignore[arg-type]  # a Literal
-        names = write_repository(bundles[family], tmp_path / backend, options)
+        names = write_repository(bundles[family], tmp_path / backend, options).models
         config = read(tmp_path / backend / "rm")
         assert shapes(config["input"]) == {"chats": ("TYPE_STRING", ["1"])}
         assert list(shapes(config["output"])) == outputs
@@ -183,9 +185,12 @@ def test_gpus_queue_priorities_and_versions_are_as_chosen(bundles: dict[str, Pat
     assert read(tmp_path / "alone" / "rm")["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
 
 
-def test_a_plan_goes_to_the_tensorrt_backend_with_every_profile(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plan_goes_to_the_tensorrt_backend_with_every_profile(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = with_plans(bundles, tmp_path, (16, 128), (8, 512))
-    write_repository(bundle, tmp_path / "repo", TritonOptions(name="rm"))
+    assert main(["triton", str(bundle), "-o", str(tmp_path / "repo"), "--name", "rm"]) == 0
+    assert "the graph is given 8 rows at once" in capsys.readouterr().out
     config = read(tmp_path / "repo" / "rm_graph")
     assert (config["backend"], config["default_model_filename"]) == ("tensorrt", "model.plan")
     assert config["cc_model_filenames"] == {"8.9": "model.plan"}
@@ -301,8 +306,9 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_repository_and_with_forc
 
 
 def test_a_model_is_named_after_its_bundle(bundles: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(bundles["pair-pm"], tmp_path / ".my bundle (v2)")
-    assert write_repository(tmp_path / ".my bundle (v2)", tmp_path / "repo", TritonOptions())[0] == "my_bundle_v2_"
+    bundle = Path(shutil.copytree(bundles["pair-pm"], tmp_path / ".my bundle (v2)"))
+    written = write_repository(bundle, tmp_path / "repo", TritonOptions())
+    assert written.models == ("my_bundle_v2_", "my_bundle_v2__graph")
 
 
 def test_a_damaged_bundle_makes_no_repository(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -91,5 +91,12 @@ def triton(bundle: Path, output: Path, force: bool, **arguments: Any) -> None:
     """
     from rm_export.triton.repository import write_repository
 
-    first, *others = write_repository(bundle, output, TritonOptions(**arguments), force)
+    options = TritonOptions(**arguments)
+    written = write_repository(bundle, output, options, force)
+    first, *others = written.models
     click.echo(f"{output}: ask {first}" + (f"; also {', '.join(others)}" if others else ""))
+    if written.graph_batch is not None and written.graph_batch < options.graph_batch:
+        click.echo(
+            f"the graph is given {written.graph_batch} rows at once, the smallest batch of its profiles; for more, "
+            f"compile profiles of one batch: rm-export engine {bundle} --shapes 16x128,16x512"
+        )

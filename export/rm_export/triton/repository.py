@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,16 @@ _WARM_UP: tuple[Mapping[str, Any], Mapping[str, Any]] = (
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
-def write_repository(path: Path, output: Path, options: TritonOptions, force: bool = False) -> list[str]:
-    """Write the repository of a bundle; returns the names of its models, the one to ask first.
+@dataclass(frozen=True)
+class Written:
+    """models: their names, the one to ask first. graph_batch: rows the graph is given at once, None = no such model."""
+
+    models: tuple[str, ...]
+    graph_batch: int | None
+
+
+def write_repository(path: Path, output: Path, options: TritonOptions, force: bool = False) -> Written:
+    """Write the repository of a bundle.
 
     The bundle's hashes are checked. Its files are hard-linked where that is possible, else copied. force: replace an
     existing repository. Raises BundleError; ExportError for options that do not fit the bundle, and for an output that
@@ -66,12 +74,10 @@ def write_repository(path: Path, output: Path, options: TritonOptions, force: bo
     options = _completed(options, bundle)
     models = Models(options.name or "")
     gpus = options.gpus or ()
+    plans = loadable_plans(bundle) if options.backend == "tensorrt" else {}
+    options = replace(options, graph_batch=_graph_batch(options, plans))
     folders = {models.scoring: scoring_config(bundle.manifest, models, options, gpus)}
-    plans: Mapping[str, EnginePlan] = {}
     if options.backend != "python":
-        plans = loadable_plans(bundle) if options.backend == "tensorrt" else {}
-        options = replace(options, graph_batch=_graph_batch(options, plans))
-        folders[models.scoring] = scoring_config(bundle.manifest, models, options, gpus)
         folders[models.graph] = graph_config(bundle.manifest, models, options, gpus, plans)
         if is_pointwise(bundle.manifest):
             folders[models.tokenizer] = tokenizer_config(bundle.manifest, models, options)
@@ -80,7 +86,7 @@ def write_repository(path: Path, output: Path, options: TritonOptions, force: bo
         for name, config in folders.items():
             _write_model(stage / name, config, bundle, models, options, plans)
         write_file(stage, REPOSITORY.marker, _described(bundle, folders, options).encode())
-    return list(folders)
+    return Written(tuple(folders), None if options.backend == "python" else options.graph_batch)
 
 
 def _completed(options: TritonOptions, bundle: Bundle) -> TritonOptions:

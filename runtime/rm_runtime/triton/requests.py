@@ -36,9 +36,16 @@ def refusal(error: RewardModelError) -> Any:
     """A response that says why there is none: the client's fault (HTTP 400), or ours (500)."""
     import triton_python_backend_utils as pb_utils
 
+    _let_go(error)
     theirs = isinstance(error, (RequestError, ScoringError))
     code = pb_utils.TritonError.INVALID_ARG if theirs else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def _let_go(error: BaseException) -> None:
+    """Of the frames an error was raised in: through them it would keep Triton's requests, whose memory is Triton's."""
+    for one in (error, *(error.errors.values() if isinstance(error, ScoringError) else ())):
+        one.__traceback__ = one.__context__ = None
 
 
 def texts(values: Sequence[str]) -> NDArray[np.object_]:
