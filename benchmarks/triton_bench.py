@@ -1,6 +1,6 @@
 """The demo bundle in the local engine, behind `rm-runtime serve` and behind Triton's Python backend.
 
-    python benchmarks/triton_bench.py [--bundle BUNDLE] [--queries N] [--json F.json]
+    python benchmarks/triton_bench.py [--bundle BUNDLE] [--queries N] [--queue-size N] [--json F.json]
 
 Installs a tritonserver (the nvidia-pytriton wheel) into --environment first. One engine thread each, servers and their
 clients on this machine: what is measured is what a server costs, not what a larger machine would give.
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="default: the demo")
     parser.add_argument("--queries", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--queue-size", type=int, help="of Triton; default: no queue policy")
     parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "rm-export-tritonserver")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -41,7 +42,9 @@ def main() -> None:
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle or _demo(Path(folder))
-        options = TritonOptions(name="rm", backend="python", engine="onnxruntime", threads=1)
+        options = TritonOptions(
+            name="rm", backend="python", engine="onnxruntime", threads=1, queue_size=arguments.queue_size
+        )
         write_repository(bundle, Path(folder) / "repository", options)
         with (
             served_process(f"rm={bundle}", "--engine", "onnxruntime") as (_, client, _),

@@ -67,15 +67,6 @@ def shapes(tensors: list[dict[str, Any]]) -> dict[str, tuple[str, list[str]]]:
     return {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in tensors}
 
 
-QUEUE = {
-    "default_queue_policy": {
-        "default_timeout_microseconds": "60000000",
-        "allow_timeout_override": True,
-        "max_queue_size": 1024,
-    },
-}
-
-
 def test_the_graph_is_a_model_of_the_onnxruntime_backend_with_the_graphs_contract(
     bundles: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -94,8 +85,7 @@ def test_the_graph_is_a_model_of_the_onnxruntime_backend_with_the_graphs_contrac
     assert [output["name"] for output in config["output"] if output.get("reshape") == {}] == ["score"]
     assert config["instance_group"] == [{"count": 2, "kind": "KIND_CPU"}]
     assert config["parameters"] == {"intra_op_thread_count": {"string_value": "3"}}
-    assert config["dynamic_batching"] == QUEUE
-    assert config_of(tmp_path / "repo" / "rm_graph").dynamic_batching.default_queue_policy.timeout_action == 0
+    assert config["dynamic_batching"] == {}, "no queue policy unless it is asked for"
     assert config["version_policy"] == {"latest": {"num_versions": 1}}
     assert [warm_up["batch_size"] for warm_up in config["model_warmup"]] == [1, 32]
 
@@ -180,6 +170,8 @@ def test_gpus_queue_priorities_and_versions_are_as_chosen(bundles: dict[str, Pat
         "EXECUTION_ENV_PATH": "/envs/rm.tar.gz",
     }
     assert (tmp_path / "repo" / "rm" / "4" / "model.py").is_file()
+    policy = config_of(tmp_path / "repo" / "rm_graph").dynamic_batching.default_queue_policy
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
     alone = TritonOptions(name="rm", backend="python", gpus="all")
     write_repository(bundles["armorm"], tmp_path / "alone", alone)
     assert read(tmp_path / "alone" / "rm")["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]

@@ -62,7 +62,11 @@ def server(
     """Every bundle with an engine of its own; armo and pm also as a graph with models before it: split, split-pm."""
     folder = tmp_path_factory.mktemp("repositories")
     for name, bundle in bundles.items():
-        options = replace(ALONE, priorities=2, queue_delay_us=100) if name == "pairrm" else ALONE
+        options = (
+            replace(ALONE, priorities=2, queue_delay_us=100, queue_size=99, queue_timeout_us=10**8)
+            if name == "pairrm"
+            else ALONE
+        )
         write_repository(bundle, folder / name, options)
     for name, bundle in (("split", bundles["armo"]), ("split-pm", bundles["pm"])):
         write_repository(bundle, folder / name, TritonOptions(name=name, graph_batch=4))

@@ -68,13 +68,9 @@ class _GpuList(click.ParamType[Any]):
     show_default=True,
     help="That a request may wait for others to be joined with.",
 )
-@click.option("--queue-size", type=click.IntRange(min=1), default=_DEFAULTS.queue_size, show_default=True)
+@click.option("--queue-size", type=click.IntRange(min=1), help="Requests that may wait. Default: no bound.")
 @click.option(
-    "--queue-timeout-us",
-    type=click.IntRange(min=1),
-    default=_DEFAULTS.queue_timeout_us,
-    show_default=True,
-    help="Then a waiting request is refused.",
+    "--queue-timeout-us", type=click.IntRange(min=1), help="Then a waiting request is refused. Default: never."
 )
 @click.option("--priorities", type=click.IntRange(min=0), default=_DEFAULTS.priorities, help="Levels; 1 goes first.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of an engine on the CPU. Default: all cores.")

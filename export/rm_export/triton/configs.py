@@ -168,16 +168,14 @@ def _graph_outputs(manifest: Manifest) -> list[Message]:
 
 def _queue(options: TritonOptions) -> Message:
     """Requests are joined as they wait; preferred sizes would make some wait for no gain."""
-    policy = {
-        "timeout_action": Constant("REJECT"),
-        "default_timeout_microseconds": options.queue_timeout_us,
-        "allow_timeout_override": True,
-        "max_queue_size": options.queue_size,
-    }
-    batching: dict[str, Any] = {
-        "max_queue_delay_microseconds": options.queue_delay_us,
-        "default_queue_policy": policy,
-    }
+    batching: dict[str, Any] = {"max_queue_delay_microseconds": options.queue_delay_us}
+    if options.queue_size is not None or options.queue_timeout_us is not None:
+        batching["default_queue_policy"] = {
+            "timeout_action": Constant("REJECT"),
+            "default_timeout_microseconds": options.queue_timeout_us or 0,
+            "allow_timeout_override": True,
+            "max_queue_size": options.queue_size or 0,
+        }
     if options.priorities:
         batching |= {"priority_levels": options.priorities, "default_priority_level": options.priorities}
     return {"dynamic_batching": batching}
