@@ -23,8 +23,8 @@ class TritonOptions:
     on each. instances: of the graph, on each GPU or on the CPU; fronts: of the Python models before it, processes of
     their own. max_batch: chats a request of the scoring model may have, and as many are joined; graph_batch: rows that
     the graph is given at once. queue_delay_us: how long a request may wait for others. queue_size: requests that may
-    wait for a model; queue_timeout_us: how long, then they are refused. No bound by default, as any makes Triton's queue
-    stall (docs/triton.md). priorities: levels, 1 is the first to be served. threads: of an engine on the CPU. engine,
+    wait for a model; queue_timeout_us: how long, then they are refused. No bound by default, as any makes Triton's
+    queue stall (docs/triton.md). priorities: levels, 1 is served first. threads: of an engine on the CPU. engine,
     batch_tokens: as in rm_runtime.load; the engine is for the backend python. model_version: the folder that Triton
     calls a version. execution_env: a conda-pack archive or folder with a Python that has rm_runtime, as Triton's
     EXECUTION_ENV_PATH.
