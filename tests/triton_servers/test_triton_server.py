@@ -59,7 +59,7 @@ def models(bundles: dict[str, Path]) -> dict[str, Any]:
 def server(
     bundles: dict[str, Path], triton_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TritonServer]:
-    """Every bundle with an engine of its own; armo and pm also as a graph with models before it: split, split-pm."""
+    """Every bundle with an engine of its own, and as a graph with models before it: split, split-pm, split-pairrm."""
     folder = tmp_path_factory.mktemp("repositories")
     for name, bundle in bundles.items():
         options = (
@@ -68,8 +68,8 @@ def server(
             else ALONE
         )
         write_repository(bundle, folder / name, options)
-    for name, bundle in (("split", bundles["armo"]), ("split-pm", bundles["pm"])):
-        write_repository(bundle, folder / name, TritonOptions(name=name, graph_batch=4))
+    for name, family in (("split", "armo"), ("split-pm", "pm"), ("split-pairrm", "pairrm")):
+        write_repository(bundles[family], folder / name, TritonOptions(name=name, graph_batch=4))
         run_graph_in_python(folder / name, name)
     others = [f"--model-repository={path}" for path in sorted(folder.iterdir())]
     with tritonserver(triton_environment, folder / "armo", *others[1:]) as running:
@@ -153,8 +153,9 @@ def test_two_answers_are_compared_in_both_orders(server: TritonServer, models: d
     assert "score" not in outputs_of(answered)
 
 
-def test_pairrm_takes_its_own_form_too(server: TritonServer, models: dict[str, Any]) -> None:
-    (reply,) = replies_of(infer(server, "pairrm", {"input": "Say hello", "candidates": ANSWERS[:3]}))
+@pytest.mark.parametrize("model", ["pairrm", "split-pairrm"])
+def test_pairrm_takes_its_own_form_too(server: TritonServer, models: dict[str, Any], model: str) -> None:
+    (reply,) = replies_of(infer(server, model, {"input": "Say hello", "candidates": ANSWERS[:3]}))
     (scores,) = models["pairrm"].rank(["Say hello"], [ANSWERS[:3]], return_scores=True)
     np.testing.assert_allclose(reply["scores"], scores, rtol=TOLERANCE, atol=TOLERANCE)
 
