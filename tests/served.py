@@ -18,6 +18,11 @@ from typing import Any
 TESTS = Path(__file__).parent
 PATIENCE = 30.0
 """Seconds until a test gives up on something that has to happen."""
+RM_RUNTIME = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from rm_runtime.cli import main; sys.exit(main())"
+)
+"""The command, that hears SIGINT even where a shell has put the tests, and all that they start, into the background."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def served_process(*arguments: str, **variables: str) -> Iterator[tuple[subproce
         [
             sys.executable,
             "-c",
-            "import sys; from rm_runtime.cli import main; sys.exit(main())",
+            RM_RUNTIME,
             "serve",
             "--port",
             "0",

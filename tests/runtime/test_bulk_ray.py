@@ -29,7 +29,7 @@ from rm_runtime.bundle import Bundle, open_bundle
 from rm_runtime.cli import main
 from rm_runtime.errors import EngineError
 from rm_runtime.loading import load
-from served import environment, eventually
+from served import RM_RUNTIME, environment, eventually
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # how Ray takes 127.0.0.1 for a node's address
 TESTS = Path(__file__).parent.parent
@@ -213,8 +213,7 @@ def test_an_actor_says_why_it_cannot_load_the_bundle(cluster: LoopbackCluster, b
 
 @contextlib.contextmanager
 def command(bundle: Bundle, source: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    program = f"import sys, rm_runtime.jsonl; rm_runtime.jsonl.CHUNK_LINES = {CHUNK_LINES}; "
-    program += "from rm_runtime.cli import main; sys.exit(main())"
+    program = f"import rm_runtime.jsonl; rm_runtime.jsonl.CHUNK_LINES = {CHUNK_LINES}; {RM_RUNTIME}"
     files = ["-i", str(source), "-o", str(source.with_name("out.jsonl"))]
     run = subprocess.Popen(
         [sys.executable, "-c", program, "score", str(bundle.path), *files, "--threads", "1", *arguments],

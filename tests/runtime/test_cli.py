@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from fake_models import write_scalar_bundle
 from rm_runtime import load, loading
 from rm_runtime.cli import cli, main
 from rm_runtime.options import RequestOptions
+from served import RM_RUNTIME, environment
 
 TESTS = Path(__file__).parent.parent
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
@@ -55,15 +55,9 @@ def lines(tmp_path: Path) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    packages = (str(TESTS.parent / name) for name in ("export", "calibration", "runtime"))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*packages, str(TESTS)])}
-
-
 def process(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
-    program = "import sys; from rm_runtime.cli import main; sys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], env=environment(), stderr=subprocess.PIPE, **streams
+        [sys.executable, "-c", RM_RUNTIME, *arguments], env=environment(), stderr=subprocess.PIPE, **streams
     )
 
 
@@ -243,8 +237,7 @@ def test_a_reader_that_leaves_is_no_news(bundle: str) -> None:
 
 def test_an_interrupt_ends_quietly_with_status_130(bundle: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    run = process("score", bundle, "-o", str(output), stdin=subprocess.PIPE, start_new_session=True, preexec_fn=heard)
+    run = process("score", bundle, "-o", str(output), stdin=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 15
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -259,9 +252,8 @@ def test_an_interrupt_ends_quietly_with_status_130(bundle: str, tmp_path: Path) 
 def terminal_of(bundle: str, source: Path, output: Path) -> bytes:
     """What `score` shows where stderr is a terminal."""
     ours, theirs = pty.openpty()
-    program = "import sys; from rm_runtime.cli import main; sys.exit(main())"
     run = subprocess.Popen(
-        [sys.executable, "-c", program, "score", bundle, "-i", str(source), "-o", str(output)],
+        [sys.executable, "-c", RM_RUNTIME, "score", bundle, "-i", str(source), "-o", str(output)],
         env={**environment(), "TERM": "xterm"},
         stderr=theirs,
     )
