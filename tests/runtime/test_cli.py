@@ -25,7 +25,6 @@ from rm_runtime.cli import cli, main
 from rm_runtime.options import RequestOptions
 from served import RM_RUNTIME, environment
 
-TESTS = Path(__file__).parent.parent
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
 SCORE_LINE = json.dumps({"messages": CHAT})
 RANK_LINE = json.dumps({"messages": CHAT[:1], "responses": ["Hello there", "Go away"]})
