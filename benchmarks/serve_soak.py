@@ -44,7 +44,7 @@ TOLERANCE = 1e-4
 """Of the scores' standard deviation."""
 
 GROWTH = {"resident_bytes": 0.01, "threads": 0.0, "descriptors": 0.0}
-"""By how much of the first quarter's mean the last one's may be above it; descriptors and threads also by NOISE."""
+"""By how much of the first quarter's median the last one's may be above it; descriptors and threads also by NOISE."""
 NOISE = 3.0
 """Requests that come or end while a sample is taken."""
 
@@ -121,14 +121,18 @@ def soak(
 
 
 def growth(samples: Sequence[tuple[float, Usage]]) -> dict[str, dict[str, float]]:
-    """Of each figure after the warm-up: means of the first and last quarter, slope an hour, and whether it grew."""
+    """Of each figure after the warm-up: medians of the first and last quarter, slope an hour, and whether it grew.
+
+    Medians, as a sample is not of one moment: where the machine stalls, the client counts requests that the server has
+    not seen, and these are taken from the server's threads.
+    """
     kept = samples[int(WARM_UP * len(samples)) :]
     hours = np.array([at for at, _ in kept]) / 3600
     quarter = max(1, len(kept) // 4)
     grown = {}
     for name, allowed in GROWTH.items():
         values = np.array([float(getattr(usage, name)) for _, usage in kept])
-        first, last = float(values[:quarter].mean()), float(values[-quarter:].mean())
+        first, last = float(np.median(values[:quarter])), float(np.median(values[-quarter:]))
         slope = float(np.polyfit(hours, values, 1)[0])
         noise = 0.0 if name == "resident_bytes" else NOISE
         grew = last - first > allowed * first + noise
