@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -303,8 +304,9 @@ def test_a_server_is_never_ready_with_a_model_that_was_not_checked_and_warmed_up
         with pytest.raises(pytest.fail.Exception, match="tritonserver is not ready"):
             until(server, "ready")
         eventually(lambda: server.process.poll() is not None)
-    assert server.process.returncode != 0, "1, or -11: this release may crash after it has told why"
-    assert any(reason in line for line in server.log)
+    told = any(reason in line for line in server.log)
+    crashed = server.process.returncode == -signal.SIGSEGV  # as this release may, before or after it has told why
+    assert crashed or (told and server.process.returncode == 1), (server.process.returncode, server.log[-12:])
 
 
 def test_nothing_of_a_server_is_left_when_it_was_stopped(
