@@ -191,8 +191,9 @@ def test_what_kills_every_worker_ends_the_run_which_goes_on_elsewhere(
         ),
     ):
         answer_folder(pool, path.parent, tmp_path / "out", said)
-    assert said == []
+    assert not [line for line in said if "another has answered" in line]
     eventually(lambda: not cluster.workers("MapWorker"))
+    said.clear()
     local = LocalPool(lambda: load(bundle.path, **OPTIONS))
     answer_folder(local, path.parent, tmp_path / "out", said)
     assert said == [f"{tmp_path / 'out' / 'a.jsonl'} goes on after 16 answers of an earlier run"]
