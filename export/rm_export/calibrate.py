@@ -75,7 +75,6 @@ class CalibrationOptions:
     seconds_between_saves: float = SECONDS_BETWEEN_SAVES
 
 
-Batches = list[list[int]]
 Groups = Mapping[str, list[GraphGemm]]
 
 
